@@ -1,0 +1,51 @@
+"""Share the results of a pipeline between processes through shared memory.
+
+Importing this loads numpy and the hash library and nothing heavier; pyarrow,
+pandas and polars are loaded when a value of theirs turns up.
+"""
+
+from shmstore.codecs import register_codec
+from shmstore.codecs.encoded import BufferNote
+from shmstore.dag import Dag
+from shmstore.entry import ClearReport, DagInfo, Entry, Explanation, StoreStats
+from shmstore.errors import (
+    CorruptValue,
+    EntryExists,
+    NotFound,
+    StoreBusy,
+    StoreClosed,
+    StoreError,
+    StoreFull,
+    Unserializable,
+    UnusableRoot,
+)
+from shmstore.namespace import SlowRootWarning
+from shmstore.provenance import Producer
+from shmstore.ref import Ref
+from shmstore.store import Store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BufferNote",
+    "ClearReport",
+    "CorruptValue",
+    "Dag",
+    "DagInfo",
+    "Entry",
+    "EntryExists",
+    "Explanation",
+    "NotFound",
+    "Producer",
+    "Ref",
+    "SlowRootWarning",
+    "Store",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreError",
+    "StoreFull",
+    "StoreStats",
+    "Unserializable",
+    "UnusableRoot",
+    "register_codec",
+]

@@ -1,0 +1,120 @@
+"""Compaction: a new log without what is dead in the old one.
+
+Readers are not disturbed: they go on with the old files until they see that
+``current`` has changed. A failure is swallowed, as the old files still hold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shmstore import files, index, log, names, record
+from shmstore.crashpoints import reach
+from shmstore.errors import StoreError
+from shmstore.index import Index, IndexDamagedError
+from shmstore.log import Log
+from shmstore.manifest import Manifest
+from shmstore.record import CHECKPOINT, CURRENT, LENGTH_WORD, PAGE, PUT, TAIL
+from shmstore.view import View
+
+#: Dead bytes of a log below which compacting it is not worth it.
+FLOOR = 1 << 20
+
+
+def when_worth_it(manifest: Manifest, view: View) -> None:
+    """Compacts if dead bytes exceed live ones and a floor. Under the commit lock."""
+    tail = view.log.words[TAIL]
+    dead = view.log.words[(tail >> 3) - 1]
+    if dead < FLOOR or dead * 2 < tail - PAGE or dead < manifest.compact_at:
+        return
+    try:
+        compact(manifest, view)
+        manifest.compact_at = 0
+    except (OSError, StoreError, IndexDamagedError):
+        manifest.compact_at = dead + FLOOR  # not again at once
+
+
+def compact(manifest: Manifest, view: View) -> View:
+    """Writes a new log of the live records and an index over it; makes them current.
+
+    Records are moved as they are; only a checkpoint with the new totals is added.
+
+    If the process dies before ``current`` is stored, nothing has changed; after
+    that, only the old files are left over.
+    """
+    reach("compact:begin")
+    old_log = view.log
+    tail = old_log.words[TAIL]
+    hashes, offsets, sizes = _live_records(view, tail)
+    starts = np.cumsum(sizes) - sizes
+    totals = old_log.totals()
+    length = record.SMALLEST
+    checksum, body = record.encode(
+        CHECKPOINT, 0, 0, 0, 0, 0, 0, 0, 0, b"",
+        (totals.sequence, totals.live, totals.nbytes, length),
+        old_log.seed,
+    )  # fmt: skip
+    runs = _runs(old_log, offsets, sizes)
+    runs.append(checksum.to_bytes(8, "little") + body)
+
+    control = manifest.control
+    current = control[CURRENT]
+    log_number, index_number = (current >> 32) + 1, (current & 0xFFFFFFFF) + 1
+    directory, generation = manifest.directory, manifest.generation
+    log.create(directory, log_number, generation, runs, int(sizes.sum()) + length, "compact")
+    index.create(
+        directory,
+        index_number,
+        generation,
+        hashes,
+        (starts + PAGE).astype(np.uint64),
+        index.FIRST_HOMES,
+        "compact",
+    )
+    compacted = View(
+        directory,
+        log_number << 32 | index_number,
+        Log.open(directory, log_number, generation),
+        Index.open(directory, index_number, generation),
+    )
+    control[CURRENT] = compacted.current
+    manifest.view = compacted
+    reach("compact:switched")
+    # Those before the old ones may be left over from a writer that died here.
+    for before in (1, 2):
+        files.unlink(directory, names.log_name(log_number - before))
+        files.unlink(directory, names.index_name(index_number - before))
+    reach("compact:done")
+    return compacted
+
+
+def _live_records(view: View, tail: int) -> tuple[np.typing.NDArray[np.uint64], ...]:
+    """Hashes, offsets and lengths of the live records, in the order of the log."""
+    hashes, offsets = view.index.entries()
+    order = np.argsort(offsets)
+    hashes, offsets = hashes[order], offsets[order]
+    if len(offsets) and int(offsets[-1]) + record.SMALLEST > tail:
+        raise IndexDamagedError("a slot points behind the tail")
+    words = np.frombuffer(view.log.words, dtype=np.uint64)
+    heads = words[(offsets >> np.uint64(3)) + np.uint64(LENGTH_WORD)]
+    live = (heads >> np.uint64(32)) & np.uint64(0xFF) == PUT
+    hashes, offsets = hashes[live], offsets[live]
+    sizes = heads[live] & np.uint64(0xFFFFFFFF)
+    if len(offsets) and (
+        (offsets + sizes > tail).any() or (offsets[1:] < (offsets + sizes)[:-1]).any()
+    ):
+        raise IndexDamagedError("a record overlaps the next")
+    return hashes, offsets, sizes
+
+
+def _runs(
+    source: Log, offsets: np.typing.NDArray[np.uint64], sizes: np.typing.NDArray[np.uint64]
+) -> list[memoryview | bytes]:
+    """The stretches of the log that the given records cover, neighbours joined."""
+    if not len(offsets):
+        return []
+    ends = offsets + sizes
+    breaks = np.flatnonzero(offsets[1:] != ends[:-1])
+    firsts = offsets[np.concatenate(([0], breaks + 1))].tolist()
+    lasts = ends[np.concatenate((breaks, [len(ends) - 1]))].tolist()
+    return [source.view[first:last] for first, last in zip(firsts, lasts, strict=True)]

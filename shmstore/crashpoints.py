@@ -1,0 +1,72 @@
+"""Named points at which tests kill a process.
+
+Each step that changes shared state has a name here. A test sets ``hook`` in a
+child process to something that kills it with SIGKILL at one of them; in
+production ``hook`` is None and a point costs one comparison. Every name must be
+hit by a fault test, which a test holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+hook: Callable[[str], None] | None = None
+
+POINTS = (
+    # writing a value's segment, before any lock is taken
+    "segment:opened",
+    "segment:written",
+    # the commit, under the DAG's lock
+    "commit:locked",
+    "commit:named",  # the segment has its name, no record refers to it
+    "commit:written",  # the record is in the log, beyond the tail
+    "commit:tail",  # the commit point has passed, the index is behind
+    "commit:slot-hash",  # a new slot has its hash but no offset
+    "commit:slot",  # the index is done, `indexed` is behind
+    "commit:indexed",  # everything is done but the commit counter
+    "commit:counted",
+    "commit:unlocked",  # the replaced segment is still there
+    # redoing what a dead writer left
+    "redo:begin",
+    "redo:slot",
+    "redo:done",
+    # extending the log
+    "extend:allocated",  # the file is longer, nobody uses it
+    "extend:mapped",
+    # building a larger index
+    "grow:index-created",
+    "grow:index-written",
+    "grow:switched",  # the new one is current, the old one still there
+    "grow:done",
+    # rebuilding a damaged index from the log
+    "rebuild:index-created",
+    "rebuild:index-written",
+    "rebuild:switched",
+    # compaction
+    "compact:begin",
+    "compact:log-created",
+    "compact:log-written",
+    "compact:index-created",
+    "compact:index-written",
+    "compact:switched",
+    "compact:done",
+    # creating a DAG
+    "create:directory",
+    "create:log-created",
+    "create:log-written",
+    "create:index-created",
+    "create:index-written",
+    "create:whole",  # built, not yet at its place
+    "create:renamed",
+    # clearing a DAG
+    "clear:locked",
+    "clear:marked",  # CLEARED is stored, the directory is still at its path
+    "clear:renamed",
+    "clear:freed",
+)
+
+
+def reach(name: str) -> None:
+    """Tells the hook, if there is one, that ``name`` has been reached."""
+    if hook is not None:
+        hook(name)

@@ -1,0 +1,90 @@
+"""File descriptors that know which file they are.
+
+User code sometimes closes descriptors it does not own (daemonizing with
+``closerange``, a double close). The number may then belong to a file of the
+user's, and using or closing it would harm that file. So a descriptor remembers
+its file's identity and is checked before it is used for something that matters.
+
+In a forked child, the descriptors that stand for something the parent is doing
+(a lock, a segment half written) are closed at once: the child must neither keep
+a dead parent's lock nor the memory of a value that was never stored.
+"""
+
+from __future__ import annotations
+
+import os
+from weakref import WeakSet
+
+_not_for_children: WeakSet[Descriptor] = WeakSet()
+
+
+class Descriptor:
+    """An open file and its identity. Closed when it goes out of use."""
+
+    __slots__ = ("__weakref__", "device", "fd", "inode", "size")
+
+    def __init__(self, fd: int, *, inherit: bool = True) -> None:
+        status = os.fstat(fd)
+        self.fd = fd
+        self.device = status.st_dev
+        self.inode = status.st_ino
+        self.size = status.st_size
+        if not inherit:
+            _not_for_children.add(self)
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        flags: int,
+        *,
+        within: int | None = None,
+        mode: int = 0o600,
+        inherit: bool = True,
+    ) -> Descriptor:
+        """Opens ``name``, relative to the directory descriptor ``within``."""
+        fd = os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=within)
+        try:
+            return cls(fd, inherit=inherit)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def ours(self) -> bool:
+        """True while the number is still our file."""
+        return self._links() >= 0
+
+    def intact(self) -> bool:
+        """True while the number is still our file and the file still has a name."""
+        return self._links() > 0
+
+    def _links(self) -> int:
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return -1
+        if status.st_ino != self.inode or status.st_dev != self.device:
+            return -1
+        return status.st_nlink
+
+    def close(self) -> None:
+        """Closes the file, unless the number has become somebody else's."""
+        fd, self.fd = self.fd, -1
+        if fd < 0:
+            return
+        try:
+            status = os.fstat(fd)
+            if status.st_ino == self.inode and status.st_dev == self.device:
+                os.close(fd)
+        except OSError:
+            pass  # closed by somebody else
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def close_in_child() -> None:
+    """After a fork, in the child: lets go of what is the parent's business."""
+    for descriptor in list(_not_for_children):
+        descriptor.close()
+    _not_for_children.clear()

@@ -1,0 +1,107 @@
+"""Writing whole files and mapping them: the few system calls every module shares.
+
+Shared memory is written by ``write(2)`` or into pages that were allocated before,
+never through a fresh mapping: a full tmpfs answers a write with ENOSPC, but a
+mapping with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+
+from shmstore.descriptor import Descriptor
+from shmstore.errors import StoreFull
+
+_MOST_PARTS = 1024  # IOV_MAX on Linux
+
+#: What a system call says when something has run out, and the words for it.
+EXHAUSTED = {
+    errno.ENOSPC: "shared memory",
+    errno.EDQUOT: "disk quota",
+    errno.ENOMEM: "memory maps or memory",
+    errno.EMFILE: "file descriptors of this process",
+    errno.ENFILE: "file descriptors of this host",
+}
+
+
+def store_full(error: OSError, asked: int | None, fd: int | None = None) -> StoreFull | None:
+    """The StoreFull that an exhausted resource means, or None for other errors."""
+    what = EXHAUSTED.get(error.errno or 0)
+    if what is None:
+        return None
+    free = limit = None
+    if fd is not None and error.errno == errno.ENOSPC:
+        status = os.fstatvfs(fd)
+        free, limit = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+    return StoreFull(what, asked, free, limit)
+
+
+def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
+    """Writes ``parts`` one after another from offset ``at`` on; returns the end.
+
+    A short write (a signal, a file system nearly full) is gone on with.
+    """
+    if len(parts) == 1:
+        part = memoryview(parts[0])
+        while part:
+            written = os.pwrite(fd, part, at)
+            at += written
+            part = part[written:]
+        return at
+    pending = list(parts)
+    first = 0
+    while first < len(pending):
+        written = os.pwritev(fd, pending[first : first + _MOST_PARTS], at)
+        at += written
+        while first < len(pending) and written >= len(pending[first]):
+            written -= len(pending[first])
+            first += 1
+        if written:
+            pending[first] = memoryview(pending[first])[written:]
+    return at
+
+
+def map_shared(fd: int, size: int) -> mmap.mmap:
+    """Maps ``size`` bytes for reading and storing words; keeps no use of ``fd``."""
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def create_file(directory: Descriptor, name: str) -> Descriptor:
+    """A new, empty file under a name that only a dead writer's leftover may have."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    try:
+        return Descriptor.open(name, flags, within=directory.fd)
+    except FileExistsError:
+        os.unlink(name, dir_fd=directory.fd)
+        return Descriptor.open(name, flags, within=directory.fd)
+
+
+def unlink(directory: Descriptor, name: str) -> None:
+    """Removes a file that somebody else may have removed already."""
+    try:
+        os.unlink(name, dir_fd=directory.fd)
+    except FileNotFoundError:
+        pass
+
+
+def remove_tree(directory: Descriptor, name: str) -> None:
+    """Removes a directory of files, or one file; others may be doing the same."""
+    try:
+        inner = Descriptor.open(name, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
+    except NotADirectoryError:
+        unlink(directory, name)
+        return
+    except FileNotFoundError:
+        return
+    try:
+        for entry in os.listdir(inner.fd):
+            unlink(inner, entry)
+    finally:
+        inner.close()
+    try:
+        os.rmdir(name, dir_fd=directory.fd)
+    except FileNotFoundError:
+        pass

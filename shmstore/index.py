@@ -1,0 +1,170 @@
+"""The index: from a key's hash to the offset of its newest record in the log.
+
+Open addressing with linear probing over slots of two words, (hash, offset and
+tag). Slots never move and are never reused. A chain does not wrap: behind the
+``homes`` slots that a hash can point at there is some padding, and the last slot
+stays empty. A slot is written hash first, and whether it is used is judged by its
+second word, so a reader needs no lock. Everything here is derived from the log
+and can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+
+from shmstore import names, record
+from shmstore.crashpoints import reach
+from shmstore.descriptor import Descriptor
+from shmstore.errors import CorruptValue
+from shmstore.files import create_file, map_shared, write_all
+from shmstore.record import EMPTY, HOMES, INDEX_HEADER, INDEX_MAGIC, ROOM, SLOT, USED
+
+FIRST_HOMES = 256
+_TAG = np.uint64(65521)
+_WORDS = Any  # an array of uint64
+
+
+class IndexDamagedError(Exception):
+    """The index contradicts itself or the log; it can be rebuilt from the log."""
+
+
+class Index:
+    """One mapped index file.
+
+    Attributes:
+        number: m in ``index.<m>``.
+        mask: ``homes - 1``; a hash's first slot is ``hash & mask``.
+        room: Slots in all, padding included.
+        slots: The slots as words: hash, word, hash, word, ...
+    """
+
+    __slots__ = ("head", "map", "mask", "number", "room", "slots")
+
+    def __init__(self, fd: int, number: int, generation: int) -> None:
+        size = os.fstat(fd).st_size
+        where = names.index_name(number)
+        head = os.pread(fd, INDEX_HEADER, 0)
+        if len(head) < INDEX_HEADER:
+            raise CorruptValue(f"its size is {size:,} bytes", where)
+        fault = record.page_fault(head, INDEX_MAGIC)
+        words = memoryview(head).cast("Q")
+        homes, room = words[HOMES], words[ROOM]
+        expected = generation.to_bytes(16, "little") + number.to_bytes(8, "little")
+        if fault is None and head[24:48] != expected:
+            fault = "it belongs to another DAG"
+        if fault is None and size != INDEX_HEADER + room * SLOT:
+            fault = f"its size is {size:,} bytes"
+        if fault:
+            raise CorruptValue(fault, where)
+        self.number = number
+        self.mask = homes - 1
+        self.room = room
+        self.map: mmap.mmap = map_shared(fd, size)
+        whole = memoryview(self.map)
+        self.head = whole[:INDEX_HEADER].cast("Q")
+        self.slots = whole[INDEX_HEADER:].cast("Q")
+
+    @classmethod
+    def open(cls, directory: Descriptor, number: int, generation: int) -> Index:
+        """Maps ``index.<number>``. Raises FileNotFoundError if it has been replaced."""
+        file = Descriptor.open(names.index_name(number), os.O_RDWR, within=directory.fd)
+        try:
+            return cls(file.fd, number, generation)
+        finally:
+            file.close()
+
+    @property
+    def crowded(self) -> bool:
+        """True when two thirds of the homes are used: time to grow."""
+        return self.head[USED] * 3 >= (self.mask + 1) * 2
+
+    def entries(self) -> tuple[_WORDS, _WORDS]:
+        """Copies of the hashes and offsets of all used slots.
+
+        Raises:
+            IndexDamagedError: A slot's tag is wrong.
+        """
+        table = np.array(self.slots, copy=True).reshape(-1, 2)
+        used = table[table[:, 1] != 0]
+        hashes, words = used[:, 0], used[:, 1]
+        offsets = words >> np.uint64(16)
+        if ((offsets ^ hashes) % _TAG != words & np.uint64(0xFFFF)).any():
+            raise IndexDamagedError(f"a slot's tag in {names.index_name(self.number)} is wrong")
+        return hashes, offsets
+
+
+def build(hashes: _WORDS, offsets: _WORDS, homes: int) -> tuple[_WORDS, int, int]:
+    """Places distinct keys into a table of at least ``homes`` home slots.
+
+    Args:
+        hashes: uint64, one a key; equal hashes of different keys are fine.
+        offsets: uint64, the keys' records.
+        homes: A power of two.
+
+    Returns:
+        The table as words (room, 2), the homes and the room.
+    """
+    count = len(hashes)
+    while homes * 2 < count * 3 or homes < FIRST_HOMES:
+        homes *= 2
+    while True:
+        room = homes + min(homes, 1024)
+        home = hashes & np.uint64(homes - 1)
+        order = np.argsort(home, kind="stable")
+        rank = np.arange(count, dtype=np.int64)
+        # Linear probing in one pass: each key lies at its home or right behind the
+        # key before it, whichever is further.
+        places = np.maximum.accumulate(home[order].astype(np.int64) - rank) + rank
+        if count == 0 or places[-1] < room - 1:
+            break
+        homes *= 2
+    table = np.empty((room, 2), dtype=np.uint64)
+    table[:, 0] = EMPTY
+    table[:, 1] = 0
+    sorted_hashes, sorted_offsets = hashes[order], offsets[order]
+    table[places, 0] = sorted_hashes
+    table[places, 1] = sorted_offsets << np.uint64(16) | (sorted_offsets ^ sorted_hashes) % _TAG
+    return table, homes, room
+
+
+def create(
+    directory: Descriptor,
+    number: int,
+    generation: int,
+    hashes: _WORDS,
+    offsets: _WORDS,
+    homes: int,
+    during: str,
+) -> None:
+    """Writes ``index.<number>`` over the given keys.
+
+    Nobody uses the file until the manifest's ``current`` names it; if the process
+    dies here, the next writer that needs the number replaces the leftover.
+    """
+    table, homes, room = build(hashes, offsets, homes)
+    head = bytearray(
+        record.build_page(
+            {
+                record.MAGIC: INDEX_MAGIC,
+                record.VERSION: record.FORMAT_VERSION,
+                record.GENERATION_LOW: generation & 0xFFFFFFFFFFFFFFFF,
+                record.GENERATION_HIGH: generation >> 64,
+                record.INDEX_NUMBER: number,
+                HOMES: homes,
+                ROOM: room,
+            },
+            size=INDEX_HEADER,
+        )
+    )
+    head[USED * 8 : USED * 8 + 8] = len(hashes).to_bytes(8, "little")
+    file = create_file(directory, names.index_name(number))
+    try:
+        reach(f"{during}:index-created")
+        write_all(file.fd, [bytes(head), memoryview(table).cast("B")])
+        reach(f"{during}:index-written")
+    finally:
+        file.close()

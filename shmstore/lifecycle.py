@@ -1,0 +1,227 @@
+"""Creating, finding and clearing DAGs.
+
+A DAG comes to its place whole, by one rename, and leaves it by one. Its end is the
+state CLEARED in its control page: from that store on it is gone for everyone, and
+whoever meets it still at its place carries it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from shmstore import files, index, log, names, record
+from shmstore.crashpoints import reach
+from shmstore.descriptor import Descriptor
+from shmstore.errors import StoreError, UnusableRoot
+from shmstore.files import remove_tree
+from shmstore.lock import LockLost
+from shmstore.manifest import Manifest
+from shmstore.namespace import Namespace
+from shmstore.record import CLEARED, STATE
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+def find_dag(space: Namespace, dag_id: str) -> Manifest | None:
+    """Opens a DAG, or returns None if it does not exist or has been cleared."""
+    return _open_at(space, names.dag_token(dag_id), dag_id)
+
+
+def find_or_create_dag(space: Namespace, dag_id: str) -> Manifest:
+    """Opens a DAG, creating it if need be. Several may try: all get the same one.
+
+    Raises:
+        StoreFull: No room for a new DAG; nothing was changed.
+    """
+    token = names.dag_token(dag_id)
+    while True:
+        found = _open_at(space, token, dag_id)
+        if found is not None:
+            return found
+        _finish_clearing(space, token)
+        _create(space, token, dag_id)
+
+
+def _open_at(space: Namespace, token: str, dag_id: str | None) -> Manifest | None:
+    try:
+        directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
+        manifest = Manifest(directory, dag_id)
+    except FileNotFoundError:
+        _check_space(space)
+        return None
+    except OSError as error:
+        raise _converted(space, error) from error
+    return manifest if manifest.live else None
+
+
+def _create(space: Namespace, token: str, dag_id: str) -> None:
+    """Builds a DAG aside and renames it to its place.
+
+    If the process dies here, the half-built directory stays in ``trash``. If
+    another creator was faster, its DAG stands.
+    """
+    aside = names.scratch_name("new")
+    try:
+        os.mkdir(aside, 0o700, dir_fd=space.trash.fd)
+        try:
+            directory = Descriptor.open(aside, _DIRECTORY, within=space.trash.fd)
+            reach("create:directory")
+            _build(directory, dag_id)
+            reach("create:whole")
+            os.rename(aside, token, src_dir_fd=space.trash.fd, dst_dir_fd=space.dags.fd)
+        except BaseException:
+            remove_tree(space.trash, aside)
+            raise
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return  # another creator was faster
+        _check_space(space)
+        raise _converted(space, error) from error
+    reach("create:renamed")
+
+
+def _build(directory: Descriptor, dag_id: str) -> None:
+    generation = int.from_bytes(os.urandom(16), "little")
+    raw = dag_id.encode()
+    page = bytearray(
+        record.build_page(
+            {
+                record.MAGIC: record.MANIFEST_MAGIC,
+                record.VERSION: record.FORMAT_VERSION,
+                record.GENERATION_LOW: generation & 0xFFFFFFFFFFFFFFFF,
+                record.GENERATION_HIGH: generation >> 64,
+                record.CREATED: time.time_ns(),
+                record.ID_LENGTH: len(raw),
+            },
+            rest=raw,
+        )
+    )
+    for word, value in ((STATE, record.LIVE), (record.CURRENT, 1 << 32 | 1)):
+        page[word * 8 : word * 8 + 8] = value.to_bytes(8, "little")
+    nothing = np.empty(0, dtype=np.uint64)
+    files.create_file(directory, names.LOCK)
+    log.create(directory, 1, generation, [], 0, "create")
+    index.create(directory, 1, generation, nothing, nothing, index.FIRST_HOMES, "create")
+    file = files.create_file(directory, names.MANIFEST)
+    files.write_all(file.fd, [bytes(page)])
+
+
+def clear_dag(space: Namespace, dag_id: str) -> bool:
+    """Removes a DAG with all its values; returns whether there was one.
+
+    Views that are held stay as they are. If the process dies before CLEARED is
+    stored, nothing has happened; after that the DAG is gone, and whoever meets
+    its directory frees it.
+    """
+    token = names.dag_token(dag_id)
+    found = False
+    while True:
+        manifest = _open_at(space, token, dag_id)
+        if manifest is None:
+            break
+        try:
+            aside = space.lifecycle.run(_mark_and_move, space, token, manifest)
+        except LockLost:
+            _check_space(space)
+            continue
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise _converted(space, error) from error
+        if aside:
+            found = True
+            break
+    _finish_clearing(space, token)
+    empty_trash(space)
+    reach("clear:freed")
+    return found
+
+
+def _mark_and_move(space: Namespace, token: str, manifest: Manifest) -> bool:
+    """Under the lifecycle lock. False if the DAG was cleared by somebody else."""
+    return manifest.lock.run(_mark_and_move_locked, space, token, manifest)
+
+
+def _mark_and_move_locked(space: Namespace, token: str, manifest: Manifest) -> bool:
+    reach("clear:locked")
+    if not manifest.live:
+        return False
+    manifest.control[STATE] = CLEARED
+    reach("clear:marked")
+    _move_aside(space, token)
+    return True
+
+
+def _move_aside(space: Namespace, token: str) -> None:
+    os.rename(
+        token,
+        names.scratch_name("old"),
+        src_dir_fd=space.dags.fd,
+        dst_dir_fd=space.trash.fd,
+    )
+    reach("clear:renamed")
+
+
+def _finish_clearing(space: Namespace, token: str) -> None:
+    """Carries a cleared DAG away that its clearer left at its place.
+
+    The state is read again under the lifecycle lock: by then somebody else may
+    have carried it away and a successor may stand there.
+    """
+
+    def finish() -> None:
+        try:
+            directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
+            left = not Manifest(directory, None).live
+        except FileNotFoundError:
+            return
+        if left:
+            _move_aside(space, token)
+
+    try:
+        os.stat(token, dir_fd=space.dags.fd)
+        space.lifecycle.run(finish)
+    except FileNotFoundError:
+        return
+    except LockLost:
+        _check_space(space)
+        raise UnusableRoot(space.path, "its lifecycle.lock is gone") from None
+
+
+def empty_trash(space: Namespace) -> None:
+    """Frees cleared DAGs, whoever cleared them; those being built are left alone."""
+    for name in os.listdir(space.trash.fd):
+        if name.startswith("old-"):
+            remove_tree(space.trash, name)
+
+
+def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:
+    """The token of each DAG that lives, in order, and the DAG, or why it cannot be read."""
+    try:
+        tokens = sorted(os.listdir(space.dags.fd))
+    except OSError as error:
+        raise _converted(space, error) from error
+    for token in tokens:
+        try:
+            manifest = _open_at(space, token, None)
+        except StoreError as error:
+            yield token, error
+            continue
+        if manifest is not None:
+            yield token, manifest
+
+
+def _check_space(space: Namespace) -> None:
+    if not space.dags.intact():
+        raise UnusableRoot(
+            space.path, "it has been removed while it was in use; open a new Store to start afresh"
+        )
+
+
+def _converted(space: Namespace, error: OSError) -> StoreError:
+    return files.store_full(error, None, space.directory.fd) or UnusableRoot(space.path, str(error))

@@ -1,0 +1,257 @@
+"""The lock around a change: ``flock``, safe against kills, signals, threads and forks.
+
+The kernel drops a ``flock`` when its holder dies, whatever the pid namespace.
+Its file is never mapped, since a mapping inherited by a child would keep a dead
+parent's lock. Between threads of one process, which share the descriptor, a
+dictionary entry made by one C call (``setdefault``) decides; that call both
+takes and records ownership, so an interrupt cannot fall between the two.
+
+What runs under a lock must not call user code, import, or log. A thread that
+comes back while it is inside (a finalizer, a signal handler) is refused at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
+
+from shmstore import descriptor
+from shmstore.descriptor import Descriptor
+from shmstore.errors import StoreBusy, StoreClosed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Seconds to wait for a lock before StoreBusy.
+TIMEOUT_S = 30.0
+
+_TAKE = fcntl.LOCK_EX | fcntl.LOCK_NB
+_LET_GO = fcntl.LOCK_UN
+_YIELDS = 8  # polls that only give up the processor, before sleeping
+_LONGEST_SLEEP_S = 0.001
+
+# Threads inside, or trying to get inside, a locked section. A fork waits until
+# no thread but its own is in here.
+_inside: dict[int, Lock | _NoLock] = {}
+_all: WeakSet[Lock] = WeakSet()
+_forking = 0  # ident of the thread that forks, 0 when none does
+_fork_turn = threading.RLock()
+
+
+class LockLost(Exception):
+    """The lock's file is gone or its descriptor is no longer ours: reopen by path."""
+
+
+class Lock:
+    """One lock file of a DAG or a namespace, as one open description."""
+
+    __slots__ = (
+        "__weakref__",
+        "_descriptor",
+        "_directory",
+        "_name",
+        "_owner",
+        "lost",
+        "rank",
+        "what",
+    )
+
+    def __init__(self, directory: Descriptor, name: str, what: str, rank: int = 1) -> None:
+        self._directory = directory
+        self._name = name
+        self._owner: dict[int, int] = {}
+        self._descriptor: Descriptor | None = None
+        self.what = what
+        #: A thread takes locks in rising rank only, so that no two wait for each other.
+        self.rank = rank
+        #: True in a child that was forked inside this very section.
+        self.lost = False
+        _all.add(self)
+
+    def run(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls ``body`` under the lock.
+
+        An exception in ``body`` is like a crash there: the lock is let go and the
+        next holder puts things right.
+
+        Raises:
+            StoreBusy: The holder did not let go for ``TIMEOUT_S``, or the calling
+                thread is already inside a locked section.
+            StoreClosed: The interpreter is shutting down.
+            LockLost: The lock's file is no longer at its place.
+
+        If the process dies here, the kernel lets the lock go.
+        """
+        if sys.is_finalizing():
+            raise StoreClosed("the interpreter is shutting down")
+        me = get_ident()
+        outer = _inside.get(me)
+        if outer is not None and outer.rank >= self.rank:
+            raise StoreBusy(self.what, 0.0, "this very thread, further up its stack")
+        mine = {0: me}
+        owner = self._owner
+        self.lost = False
+        # The lock is taken inside the try: an interrupt may come at any bytecode
+        # that calls or jumps back. Letting go uses nothing but C calls, each in a
+        # finally of its own, since an interrupt can only come after such a call.
+        try:
+            _inside[me] = self
+            held = self._descriptor
+            if held is None or _forking or owner.setdefault(0, me) != me or not _flock(held.fd):
+                held = self._wait(me)
+            status = os.fstat(held.fd)
+            if status.st_ino != held.inode or status.st_dev != held.device or not status.st_nlink:
+                raise LockLost
+            return body(*args, **kwargs)
+        except OSError as error:
+            if self._descriptor is not None and not self._descriptor.intact():
+                raise LockLost from error
+            raise
+        finally:
+            try:
+                if owner == mine:
+                    try:
+                        held = self._descriptor
+                        if held is not None:
+                            _unlock(held.fd, _LET_GO)
+                    except OSError:
+                        pass  # the descriptor was closed under us: that let the lock go
+                    finally:
+                        owner.clear()
+            finally:
+                if outer is None:
+                    _inside.pop(me, None)
+                else:
+                    _inside[me] = outer
+
+    def _wait(self, me: int) -> Descriptor:
+        """Polls until the lock is ours. Registered in ``_inside`` only while trying."""
+        start = time.monotonic()
+        tries = 0
+        owner = self._owner
+        while True:
+            if (not _forking or _forking == me) and owner.setdefault(0, me) == me:
+                held = self._descriptor
+                if held is None:
+                    held = self._descriptor = self._open()
+                if _flock(held.fd):
+                    return held
+                owner.clear()  # let this process's other threads try
+            if time.monotonic() - start > TIMEOUT_S:
+                raise StoreBusy(self.what, time.monotonic() - start, self.holder())
+            tries += 1
+            _inside.pop(me, None)
+            if tries <= _YIELDS:
+                os.sched_yield()
+            else:
+                longest = min(_LONGEST_SLEEP_S, 20e-6 * 1.5 ** (tries - _YIELDS))
+                time.sleep(random.uniform(longest / 4, longest))
+            _inside[me] = self
+
+    def _open(self) -> Descriptor:
+        try:
+            return Descriptor.open(self._name, os.O_RDWR, within=self._directory.fd, inherit=False)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise LockLost from error
+        except OSError as error:
+            if not self._directory.intact():
+                raise LockLost from error
+            raise
+
+    def holder(self) -> str | None:
+        """Who holds the lock, as far as /proc/locks tells."""
+        held = self._descriptor
+        if held is None:
+            return None
+        place = f"{os.major(held.device):02x}:{os.minor(held.device):02x}:{held.inode}"
+        try:
+            with open("/proc/locks", encoding="ascii") as table:
+                for line in table:
+                    fields = line.split()
+                    if "->" not in fields and fields[1] == "FLOCK" and fields[5] == place:
+                        return f"process {fields[4]}"
+        except (OSError, IndexError):
+            pass
+        return None
+
+
+def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls ``body`` with no fork by another thread in the middle of it.
+
+    For opening a file and noting down that it is open: a child must not inherit
+    what it cannot know of.
+    """
+    me = get_ident()
+    outer = _inside.get(me)
+    try:
+        while True:
+            _inside[me] = outer or _NO_LOCK
+            if not _forking or _forking == me:
+                return body(*args, **kwargs)
+            _inside.pop(me, None)
+            time.sleep(20e-6)
+    finally:
+        if outer is None:
+            _inside.pop(me, None)
+
+
+class _NoLock:
+    rank = 0
+    lost = False
+
+
+_NO_LOCK = _NoLock()
+_unlock = fcntl.flock
+
+
+def _flock(fd: int, take: Any = fcntl.flock) -> bool:
+    try:
+        take(fd, _TAKE)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _before_fork() -> None:
+    global _forking
+    _fork_turn.acquire()
+    me = get_ident()
+    _forking = me
+    deadline = time.monotonic() + TIMEOUT_S
+    # Sections are short and never wait for others while registered.
+    while any(thread != me for thread in list(_inside)) and time.monotonic() < deadline:
+        time.sleep(20e-6)
+
+
+def _after_fork_in_parent() -> None:
+    global _forking
+    _forking = 0
+    _fork_turn.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forking, _fork_turn
+    for lock in _inside.values():
+        lock.lost = True  # forked inside the section: the parent finishes it
+    _inside.clear()
+    for lock in list(_all):
+        lock._owner.clear()
+        lock._descriptor = None
+    descriptor.close_in_child()
+    _fork_turn = threading.RLock()
+    _forking = 0
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

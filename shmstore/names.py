@@ -1,0 +1,163 @@
+"""Every name the store gives: built here, parsed here, nowhere else.
+
+An id never reaches the file system: it is a key in the manifest. A dag_id does,
+as its *token*: an escaping that is readable, reversible and safe as a file name.
+Pure: no I/O beyond reading the environment for defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+
+MAX_ID_BYTES = 1024
+MAX_FILE_NAME = 255
+
+CONTROL = "control"
+DAGS = "dags"
+TRASH = "trash"
+LIFECYCLE_LOCK = "lifecycle.lock"
+MANIFEST = "manifest"
+LOCK = "lock"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_DIGEST_BYTES = 16
+# "%%" cannot come out of escaping, so a shortened token is told from a whole one.
+_SHORTENED = "%%"
+_SEGMENT = re.compile(r"seg-([0-9a-f]{16})")
+_NUMBERED = re.compile(r"(log|index)\.([0-9]{1,10})")
+
+
+def encode_id(value: object, what: str) -> bytes:
+    """Checks an id or dag_id and returns its UTF-8 bytes.
+
+    Args:
+        value: What the caller gave.
+        what: "id" or "dag_id", for the error's sentence.
+
+    Raises:
+        TypeError: It is no ``str``.
+        ValueError: It is empty, longer than 1,024 bytes, or no valid Unicode.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}: {value!r:.80}")
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what} holds a lone surrogate, which UTF-8 cannot keep: {value!r:.80}"
+        ) from None
+    if not encoded:
+        raise ValueError(f"{what} must not be empty")
+    if len(encoded) > MAX_ID_BYTES:
+        raise ValueError(
+            f"{what} is {len(encoded):,} bytes of UTF-8, more than the {MAX_ID_BYTES:,} allowed: "
+            f"{value[:40]!r}..."
+        )
+    return encoded
+
+
+def check_name(value: object, what: str) -> str:
+    """Checks the name of a namespace (or, later, a node): ``[A-Za-z0-9_-]{1,32}``."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}: {value!r:.80}")
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{what} must be 1 to 32 letters, digits, '_' or '-', not {value!r:.80}")
+    return value
+
+
+def default_root() -> str:
+    """``$SHMSTORE_ROOT``, or a directory of this user's in /dev/shm."""
+    return os.environ.get("SHMSTORE_ROOT") or f"/dev/shm/shmstore-{os.geteuid()}"
+
+
+def default_namespace() -> str:
+    """``$SHMSTORE_NAMESPACE``, or "default"."""
+    return os.environ.get("SHMSTORE_NAMESPACE") or "default"
+
+
+def dag_token(dag_id: str) -> str:
+    """The directory name of a DAG: readable, and never "." or "..".
+
+    Bytes other than letters, digits, "_", "-" and "." are written as ``%XX``, as
+    is a leading dot. A token that would be too long for a file name is cut, and
+    ends in a hash of the whole dag_id; the manifest holds the true dag_id.
+    """
+    raw = dag_id.encode()
+    pieces = [chr(b) if b in _PLAIN else f"%{b:02X}" for b in raw]
+    if pieces[0] == ".":
+        pieces[0] = "%2E"
+    token = "".join(pieces)
+    if len(token) <= MAX_FILE_NAME:
+        return token
+    suffix = _SHORTENED + hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()
+    kept, room = [], MAX_FILE_NAME - len(suffix)
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            break
+        kept.append(piece)
+    return "".join(kept) + suffix
+
+
+def parse_dag_token(token: str) -> str | None:
+    """The dag_id of a token, or None if it was cut (or is no token)."""
+    if _SHORTENED in token or not token or token.startswith("."):
+        return None
+    raw = bytearray()
+    at = 0
+    while at < len(token):
+        if token[at] == "%":
+            digits = token[at + 1 : at + 3]
+            if not re.fullmatch("[0-9A-F]{2}", digits):
+                return None
+            raw.append(int(digits, 16))
+            at += 3
+        else:
+            raw += token[at].encode()
+            at += 1
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def log_name(number: int) -> str:
+    """The file of log ``number``."""
+    return f"log.{number}"
+
+
+def index_name(number: int) -> str:
+    """The file of index ``number``."""
+    return f"index.{number}"
+
+
+def parse_numbered(name: str) -> tuple[str, int] | None:
+    """("log" or "index", number) of a file name, or None."""
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def new_segment_number() -> int:
+    """A number for a segment, random, never 0 (which means: no segment)."""
+    while not (number := int.from_bytes(os.urandom(8), "little")):
+        pass
+    return number
+
+
+def segment_name(number: int) -> str:
+    """The file of a segment."""
+    return f"seg-{number:016x}"
+
+
+def parse_segment_name(name: str) -> int | None:
+    """The number of a segment's file name, or None."""
+    match = _SEGMENT.fullmatch(name)
+    return int(match[1], 16) if match else None
+
+
+def scratch_name(purpose: str) -> str:
+    """A fresh name in ``trash``: for a DAG being built ("new") or cleared ("old")."""
+    return f"{purpose}-{os.urandom(8).hex()}"

@@ -1,0 +1,266 @@
+"""A namespace: the directory that holds a store's DAGs, checked before it is used.
+
+Locks and mappings keep their promises on a local file system only, and only on
+tmpfs are they fast; so the place is looked at, and tried out, when it is created.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import time
+import uuid
+import warnings
+
+from shmstore import files, names, record
+from shmstore.descriptor import Descriptor
+from shmstore.errors import CorruptValue, UnusableRoot
+from shmstore.lock import Lock
+
+MAGIC = int.from_bytes(b"SHMNSP\r\n", "little")
+# Words of the control page, after MAGIC, VERSION and CHECKSUM.
+BOOT_ID_LOW, BOOT_ID_HIGH, CREATED = 3, 4, 5
+
+_REFUSED = {
+    "overlay": "an overlay: its files change identity, and locks with them",
+    "fuse": "a FUSE file system: locks and mappings need not work",
+    "nfs": "a network file system: locks and mappings do not reach across",
+    "nfs4": "a network file system: locks and mappings do not reach across",
+    "cifs": "a network file system: locks and mappings do not reach across",
+    "smb3": "a network file system: locks and mappings do not reach across",
+    "ceph": "a network file system: locks and mappings do not reach across",
+    "lustre": "a network file system: locks and mappings do not reach across",
+    "9p": "a file system shared with another machine: mappings do not reach across",
+    "virtiofs": "a file system shared with another machine: mappings do not reach across",
+}
+_warned: set[str] = set()
+
+
+class SlowRootWarning(UserWarning):
+    """The root is not in shared memory."""
+
+
+class Namespace:
+    """An open namespace.
+
+    Attributes:
+        path: Its directory's path.
+        root: The root's path.
+        name: Its name.
+        directory: The open directory.
+        dags: The open directory of DAGs.
+        trash: The open directory of DAGs on their way in or out.
+        lifecycle: The lock under which DAGs are cleared.
+    """
+
+    __slots__ = ("dags", "directory", "lifecycle", "name", "path", "root", "trash")
+
+    def __init__(self, root: str, name: str) -> None:
+        """Opens the namespace, and creates root and namespace if they are missing.
+
+        Raises:
+            UnusableRoot: The place is not fit: not ours, not writable, on a file
+                system that does not keep locks, or of a newer format.
+            CorruptValue: Its control page is damaged.
+            StoreFull: No room.
+        """
+        self.root = os.path.abspath(root)
+        self.name = name
+        self.path = os.path.join(self.root, name)
+        try:
+            for path in (self.root, self.path):
+                _own_directory(path)
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            self.directory = Descriptor.open(self.path, flags)
+            if not _exists(self.directory, names.CONTROL):
+                _create(self.directory, self.path)
+            _check_file_system(self.path)
+            _check_control(self.directory, self.path)
+            self.dags = Descriptor.open(names.DAGS, flags, within=self.directory.fd)
+            self.trash = Descriptor.open(names.TRASH, flags, within=self.directory.fd)
+        except OSError as error:
+            raise files.store_full(error, None) or UnusableRoot(
+                self.path, os.strerror(error.errno or 0).lower()
+            ) from error
+        self.lifecycle = Lock(self.directory, names.LIFECYCLE_LOCK, f"namespace {name!r}", rank=0)
+
+
+def _own_directory(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        status = os.stat(path)
+    except PermissionError:
+        raise UnusableRoot(path, "you may not write there; give another root") from None
+    except (FileExistsError, NotADirectoryError):
+        raise UnusableRoot(path, "it is no directory") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnusableRoot(path, "it is no directory")
+    if status.st_uid != os.geteuid():
+        raise UnusableRoot(
+            path,
+            f"it belongs to user {status.st_uid} and you are {os.geteuid()}; every user "
+            "has a root of their own",
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise UnusableRoot(
+            path,
+            f"others may enter it (mode {stat.S_IMODE(status.st_mode):04o}); run chmod 700 {path}",
+        )
+
+
+def _exists(directory: Descriptor, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory.fd)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _create(directory: Descriptor, path: str) -> None:
+    """Makes the namespace's directories and, last and at once, its control page."""
+    _check_file_system(path)
+    _try_out(directory, path)
+    for name in (names.DAGS, names.TRASH):
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory.fd)
+        except FileExistsError:
+            pass
+    Descriptor.open(names.LIFECYCLE_LOCK, os.O_RDWR | os.O_CREAT, within=directory.fd)
+    _write_control(directory)
+
+
+def _write_control(directory: Descriptor) -> None:
+    boot = _boot_id()
+    page = record.build_page(
+        {
+            record.MAGIC: MAGIC,
+            record.VERSION: record.FORMAT_VERSION,
+            BOOT_ID_LOW: boot & 0xFFFFFFFFFFFFFFFF,
+            BOOT_ID_HIGH: boot >> 64,
+            CREATED: time.time_ns(),
+        }
+    )
+    aside = f".{names.CONTROL}-{os.urandom(8).hex()}"
+    file = files.create_file(directory, aside)
+    try:
+        files.write_all(file.fd, [page])
+        os.rename(aside, names.CONTROL, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+    except BaseException:
+        files.unlink(directory, aside)
+        raise
+    finally:
+        file.close()
+
+
+def _check_control(directory: Descriptor, path: str) -> None:
+    file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
+    try:
+        page = os.pread(file.fd, record.PAGE, 0)
+    finally:
+        file.close()
+    newer = record.newer_version(page, MAGIC)
+    if newer is not None:
+        raise UnusableRoot(
+            path,
+            f"its format version {newer} is newer than {record.FORMAT_VERSION}, the newest "
+            "that this version of shmstore reads; upgrade shmstore or give another root",
+        )
+    fault = record.page_fault(page, MAGIC)
+    if fault is None and len(page) != record.PAGE:
+        fault = f"its size is {len(page):,} bytes"
+    if fault:
+        raise CorruptValue(fault, os.path.join(path, names.CONTROL))
+    stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
+    if stored != _boot_id():
+        _clear_after_restart(directory)
+
+
+def _clear_after_restart(directory: Descriptor) -> None:
+    """Clears what is older than the machine's last start, whose locks are all gone.
+
+    Moved aside and freed before the control page is renewed: whoever dies in
+    between leaves the rest to the next one.
+    """
+    lock = Lock(directory, names.LIFECYCLE_LOCK, "the namespace", rank=0)
+
+    def move_aside() -> None:
+        trash = Descriptor.open(names.TRASH, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
+        dags = Descriptor.open(names.DAGS, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
+        page_file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
+        page = os.pread(page_file.fd, record.PAGE, 0)
+        page_file.close()
+        stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
+        if stored == _boot_id():
+            return  # somebody else has done it
+        for token in os.listdir(dags.fd):
+            os.rename(token, names.scratch_name("old"), src_dir_fd=dags.fd, dst_dir_fd=trash.fd)
+        for name in os.listdir(trash.fd):
+            files.remove_tree(trash, name)
+        _write_control(directory)
+
+    lock.run(move_aside)
+
+
+def _boot_id() -> int:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return uuid.UUID(file.read().strip()).int
+
+
+def _check_file_system(path: str) -> None:
+    kind = file_system(path)
+    for refused, why in _REFUSED.items():
+        if kind == refused or kind.startswith(refused + "."):
+            raise UnusableRoot(path, f"it is on {kind}, {why}; use /dev/shm or another tmpfs")
+    if kind not in ("tmpfs", "ramfs") and path not in _warned:
+        _warned.add(path)
+        warnings.warn(
+            f"{path} is on {kind}, not in shared memory (tmpfs): every value is written to "
+            "disk sooner or later, and reading one back may wait for the disk",
+            SlowRootWarning,
+            stacklevel=4,
+        )
+
+
+def file_system(path: str) -> str:
+    """The type of the file system that holds ``path``, as in /proc/self/mountinfo."""
+    path = os.path.realpath(path)
+    best, kind = -1, "an unknown file system"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            left, _, right = line.partition(" - ")
+            mounted = left.split(" ")[4].encode().decode("unicode_escape")
+            inside = path == mounted or path.startswith(mounted.rstrip("/") + "/")
+            if inside and len(mounted) >= best:
+                best, kind = len(mounted), right.split(" ")[0]
+    return kind
+
+
+def _try_out(directory: Descriptor, path: str) -> None:
+    """Tests what the store relies on: a mapping keeps its file's lock alive."""
+    reason = "its file system does not keep locks and mappings as the store needs them"
+    try:
+        file = Descriptor.open(".", os.O_TMPFILE | os.O_RDWR, within=directory.fd)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise UnusableRoot(path, reason + " (no O_TMPFILE)") from None
+        raise
+    try:
+        files.write_all(file.fd, [bytes(record.PAGE)])
+        leased = os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(leased, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            mapping = mmap.mmap(leased, record.PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(leased)
+        try:
+            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        finally:
+            mapping.close()
+        raise UnusableRoot(path, reason + " (a mapping does not keep its lock)")
+    finally:
+        file.close()

@@ -1,0 +1,115 @@
+"""Where a value comes from: the part of a record's meta that no codec needs.
+
+A record's meta is the codec's own meta, preceded by its size (u32), then the
+provenance: pid (u32), host, origin, type name (each u16 size and UTF-8), the number
+of deps (u32) and each dep like a name. Pure.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+_U32 = struct.Struct("<I")
+_U16 = struct.Struct("<H")
+_NO_DEPS = bytes(4)
+_NO_ORIGIN = bytes(2)
+
+
+class Producer(NamedTuple):
+    """Who stored a value.
+
+    Attributes:
+        host: Name of the host.
+        pid: Process id there, in the producer's own pid namespace.
+    """
+
+    host: str
+    pid: int
+
+
+_process: tuple[int, bytes, Producer] = (0, b"", Producer("", 0))
+_type_names: dict[type, bytes] = {
+    kind: _U16.pack(len(kind.__name__)) + kind.__name__.encode()
+    for kind in (dict, list, tuple, set, str, bytes, int, float, bool, type(None))
+}
+
+
+class Provenance(NamedTuple):
+    """A value's producer, origin, type and inputs."""
+
+    producer: Producer
+    origin: str | None
+    type_name: str
+    deps: tuple[str, ...]
+
+
+def type_name(kind: type) -> str:
+    """A type's full name; without its module for builtins."""
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def producer() -> Producer:
+    """This process, as the producer of values."""
+    global _process
+    pid = os.getpid()
+    if _process[0] != pid:
+        host = socket.gethostname()
+        raw = _U32.pack(pid) + _sized(host.encode()[:255]) + _NO_ORIGIN
+        _process = pid, raw, Producer(host, pid)
+    return _process[2]
+
+
+def build_meta(codec_meta: bytes, kind: type, deps: Iterable[bytes] = ()) -> bytes:
+    """A record's meta for a value that this process stores.
+
+    Args:
+        codec_meta: What the codec needs.
+        kind: The value's type.
+        deps: UTF-8 of the ids that the value was computed from.
+    """
+    if _process[0] != os.getpid():
+        producer()
+    name = _type_names.get(kind) or _sized(type_name(kind).encode("utf-8", "replace")[:1024])
+    deps = [*deps] if deps else []
+    tail = _U32.pack(len(deps)) + b"".join(map(_sized, deps)) if deps else _NO_DEPS
+    return b"".join((_U32.pack(len(codec_meta)), codec_meta, _process[1], name, tail))
+
+
+def codec_meta(meta: bytes) -> bytes:
+    """The codec's part of a record's meta."""
+    return meta[4 : 4 + int.from_bytes(meta[:4], "little")]
+
+
+def parse(meta: bytes) -> Provenance:
+    """The provenance in a record's meta."""
+    at = 4 + int.from_bytes(meta[:4], "little")
+    (pid,) = _U32.unpack_from(meta, at)
+    at += 4
+    names = []
+    for _ in range(3):
+        name, at = _name(meta, at)
+        names.append(name)
+    (count,) = _U32.unpack_from(meta, at)
+    at += 4
+    deps = []
+    for _ in range(count):
+        dep, at = _name(meta, at)
+        deps.append(dep)
+    host, origin, kind = names
+    return Provenance(Producer(host, pid), origin or None, kind, tuple(deps))
+
+
+def _sized(raw: bytes) -> bytes:
+    return _U16.pack(len(raw)) + raw
+
+
+def _name(meta: bytes, at: int) -> tuple[str, int]:
+    (size,) = _U16.unpack_from(meta, at)
+    at += 2
+    return meta[at : at + size].decode("utf-8", "replace"), at + size

@@ -1,0 +1,189 @@
+"""Finding what is stored in a DAG, without its lock.
+
+A reader compares ``current``, follows the index to a record and checks it. Only
+what looks odd is looked at again under the lock: a writer at work explains most
+of it, the rest is damage, which is repaired from the log or reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from shmstore import names, record, recovery
+from shmstore.errors import CorruptValue
+from shmstore.index import IndexDamagedError
+from shmstore.manifest import Manifest
+from shmstore.record import (
+    CHECKPOINT,
+    CURRENT,
+    INDEXED,
+    LIVE,
+    PAGE,
+    PUT,
+    STATE,
+    TAIL,
+    Record,
+    Totals,
+)
+from shmstore.view import DOUBTFUL, View
+
+_ATTEMPTS = 8
+
+
+def find(manifest: Manifest, key: bytes) -> Record | None:
+    """The newest record of a key if it is a PUT, else None.
+
+    Raises:
+        Superseded: The DAG was cleared or has lost its place.
+        CorruptValue: The record fails its check.
+    """
+    try:
+        control = manifest.control
+        view = manifest.view
+        if view is None or control[STATE] != LIVE or control[CURRENT] != view.current:
+            view = manifest.fresh()
+        hashed = record.key_hash(key)
+        words = view.log.words
+        # A writer is between the two, or died there: what it committed counts.
+        if words[TAIL] != words[INDEXED]:
+            newest = _newest_in_gap(view, key)
+            if newest is not None:
+                return newest if newest.op == PUT else None
+        found = view.probe(key, hashed)
+        if found is not DOUBTFUL:
+            return found
+    except (IndexDamagedError, FileNotFoundError):
+        pass
+    except OSError as error:
+        raise manifest.converted(error) from error
+    return manifest.guarded(find_settled, manifest, key)
+
+
+def _newest_in_gap(view: View, key: bytes) -> Record | None:
+    """The newest record of a key among those that the index may lack.
+
+    Raises:
+        IndexDamagedError: The gap is no run of whole records.
+        FileNotFoundError: The log has been replaced.
+    """
+    words = view.log.words
+    # `indexed` first: a writer raises it last, so what lies between the two as
+    # read in this order holds every record that the index lacks.
+    start, end = words[INDEXED], words[TAIL]
+    if not PAGE <= start <= end:
+        raise IndexDamagedError
+    view.cover(end)
+    newest = None
+    reached = start
+    for offset, found in view.log.scan(start, end):
+        reached = offset + found.length
+        if found.key == key and found.op != CHECKPOINT:
+            newest = found
+    if reached != end:
+        raise IndexDamagedError
+    return newest
+
+
+def find_settled(manifest: Manifest, key: bytes) -> Record | None:
+    """What ``find`` does, under the lock, after putting right what made it doubt."""
+    view = recovery.settled(manifest, [])
+    hashed = record.key_hash(key)
+    try:
+        _, offset = view.locate(key, hashed)
+    except IndexDamagedError:
+        view = recovery.rebuild_index(manifest)
+        _, offset = view.locate(key, hashed)
+    if not offset:
+        return None
+    found = view.log.read(offset)
+    if found is None:
+        raise CorruptValue(
+            "its record fails its check",
+            f"{names.log_name(view.log.number)} at {offset}",
+            manifest.dag_id,
+            key.decode(errors="replace"),
+        )
+    return found if found.op == PUT else None
+
+
+def totals(manifest: Manifest) -> Totals:
+    """The running totals, as of the last commit."""
+    for _ in range(_ATTEMPTS):
+        try:
+            view = manifest.fresh()
+            tail = view.log.words[TAIL]
+            if tail >= PAGE and not tail & 7:
+                view.cover(tail)
+                if tail <= view.log.size:
+                    return view.log.totals()
+        except (IndexDamagedError, FileNotFoundError):
+            pass
+        except OSError as error:
+            raise manifest.converted(error) from error
+        manifest.guarded(recovery.settled, manifest, [])
+    raise CorruptValue("its tail is damaged", names.MANIFEST, manifest.dag_id)
+
+
+def footprint(manifest: Manifest) -> tuple[int, int]:
+    """Bytes of shared memory allocated for the log and for the index."""
+    totals(manifest)
+    view = manifest.fresh()
+    return view.log.size, len(view.index.map)
+
+
+def records(manifest: Manifest, *, newest_first: bool = False) -> Iterator[Record]:
+    """The live records as of now, in the order in which they were stored.
+
+    A snapshot: what is stored or deleted while this goes on does not change it.
+
+    Raises:
+        Superseded: The DAG was cleared or has lost its place.
+        CorruptValue: A record fails its check.
+    """
+    view, offsets, newer = _snapshot(manifest)
+    if newest_first:
+        offsets = offsets[::-1]
+    return _read_each(manifest, view, offsets, newer)
+
+
+def _read_each(
+    manifest: Manifest,
+    view: View,
+    offsets: np.typing.NDArray[np.uint64],
+    newer: dict[bytes, int],
+) -> Iterator[Record]:
+    for start in range(0, len(offsets), 4096):
+        for offset in offsets[start : start + 4096].tolist():
+            found = view.log.read(offset)
+            if found is None:
+                raise CorruptValue(
+                    "a record fails its check",
+                    f"{names.log_name(view.log.number)} at {offset}",
+                    manifest.dag_id,
+                )
+            if found.op == PUT and newer.get(found.key, offset) == offset:
+                yield found
+
+
+def _snapshot(
+    manifest: Manifest,
+) -> tuple[View, np.typing.NDArray[np.uint64], dict[bytes, int]]:
+    for _ in range(_ATTEMPTS):
+        try:
+            view = manifest.fresh()
+            start, end = view.log.words[INDEXED], view.log.words[TAIL]
+            view.cover(end)
+            offsets = view.index.entries()[1]
+            view.cover(int(offsets.max(initial=0)) + 1)
+            newer = {found.key: offset for offset, found in view.log.scan(start, end)}
+            more = np.array([*newer.values()], dtype=np.uint64)
+            return view, np.union1d(offsets, more), newer
+        except IndexDamagedError:
+            manifest.guarded(recovery.rebuild_index, manifest)
+        except FileNotFoundError:
+            manifest.guarded(recovery.settled, manifest, [])
+        except OSError as error:
+            raise manifest.converted(error) from error
+    raise CorruptValue("its index cannot be kept whole", names.MANIFEST, manifest.dag_id)

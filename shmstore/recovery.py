@@ -1,0 +1,199 @@
+"""Going on where a dead writer stopped, and repairing what is derived.
+
+Everything here runs under the commit lock. A writer may die at any point: what it
+wrote to the log behind ``tail`` is overwritten by the next one; what it committed
+but did not finish is redone here. The index is rebuilt from the log when the two
+contradict each other. The log itself cannot be rebuilt from anything: where it is
+damaged, CorruptValue says so, since guessing might bring back a replaced value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shmstore import files, index, names, record
+from shmstore.crashpoints import reach
+from shmstore.errors import CorruptValue
+from shmstore.index import Index, IndexDamagedError
+from shmstore.log import Log
+from shmstore.manifest import Manifest
+from shmstore.record import (
+    CHECKPOINT,
+    COUNTER,
+    CURRENT,
+    INDEXED,
+    LENGTH_WORD,
+    PAGE,
+    PUT,
+    SEGMENT_WORD,
+    TAIL,
+    USED,
+)
+from shmstore.view import View
+
+
+def settled(manifest: Manifest, freed: list[int]) -> View:
+    """The current files with every committed record in the index.
+
+    Args:
+        manifest: The DAG, whose lock the caller holds.
+        freed: Takes the numbers of segments that redone records replaced.
+
+    Raises:
+        Superseded: The DAG was cleared or has lost its place.
+        CorruptValue: The log is damaged where it must be read.
+    """
+    try:
+        view = manifest.fresh()
+    except IndexDamagedError:
+        return rebuild_index(manifest)
+    words = view.log.words
+    if words[TAIL] != words[INDEXED]:
+        view = _redo(manifest, view, freed)
+    elif words[TAIL] > view.log.size:
+        view.cover(words[TAIL])
+    return view
+
+
+def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
+    """Puts committed records into the index that a dead writer left out of it.
+
+    Doing it twice does no harm, so this may die anywhere and be done again.
+    """
+    reach("redo:begin")
+    words = view.log.words
+    start, end = words[INDEXED], words[TAIL]
+    if not PAGE <= start < end:
+        return _repair_positions(manifest, view)
+    view.cover(end)
+    pending = list(view.log.scan(start, end))
+    if not pending or pending[-1][0] + pending[-1][1].length != end:
+        return _repair_positions(manifest, view)
+    try:
+        if (view.index.head[USED] + len(pending)) * 3 > (view.index.mask + 1) * 2:
+            view = grow(manifest, view, len(pending))
+        for offset, found in pending:
+            if found.op == CHECKPOINT:
+                continue
+            at, old = view.locate(found.key, found.key_hash)
+            old_words = view.log.words
+            if old and old != offset and (old_words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
+                segment = old_words[(old >> 3) + SEGMENT_WORD]
+                if segment:
+                    freed.append(segment)
+            place(view.index, at, found.key_hash, offset)
+            reach("redo:slot")
+    except IndexDamagedError:
+        return rebuild_index(manifest)
+    view.log.words[INDEXED] = end
+    manifest.control[COUNTER] = view.log.totals().sequence
+    reach("redo:done")
+    return view
+
+
+def place(found: Index, at: int, hashed: int, offset: int) -> None:
+    """Points a slot at a record: the hash first, as the second word makes it count."""
+    slots = found.slots
+    new = not slots[at + 1]
+    slots[at] = hashed
+    reach("commit:slot-hash")
+    slots[at + 1] = record.slot_word(offset, hashed)
+    if new:
+        found.head[USED] += 1
+
+
+def _repair_positions(manifest: Manifest, view: View) -> View:
+    """Finds out which of ``tail`` and ``indexed`` is damaged, and repairs it.
+
+    They differ, but what lies between them is no run of whole records. As long as
+    no writer died at that very moment, the sound one of the two is the true end.
+    """
+    log = view.log.refresh(manifest.directory)
+    words = log.words
+    ends = {PAGE}
+    for offset, found in log.scan(PAGE, log.size):
+        ends.add(offset + found.length)
+    tail, indexed = words[TAIL], words[INDEXED]
+    sound = [end for end in (tail, indexed) if end in ends]
+    if not sound:
+        raise CorruptValue(
+            "a record that was committed fails its check",
+            f"{names.log_name(log.number)} between {max(ends)} and {max(tail, indexed)}",
+            manifest.dag_id,
+        )
+    words[TAIL] = max(sound)
+    view.log = log
+    return rebuild_index(manifest)
+
+
+def rebuild_index(manifest: Manifest) -> View:
+    """Builds a new index from the log and makes it current.
+
+    If the process dies here, the damaged index stays current and the next one
+    that meets the damage rebuilds it.
+    """
+    control = manifest.control
+    current = control[CURRENT]
+    log = manifest.open_log(current)
+    tail = log.words[TAIL]
+    newest: dict[bytes, tuple[int, int]] = {}
+    reached = PAGE
+    for offset, found in log.scan(PAGE, tail):
+        reached = offset + found.length
+        if found.op != CHECKPOINT:
+            newest[found.key] = (found.key_hash, offset)
+    if reached != tail:
+        raise CorruptValue(
+            "its index is damaged, and the log from which to rebuild it, too",
+            f"{names.log_name(log.number)} at {reached}",
+            manifest.dag_id,
+        )
+    pairs = np.array([*newest.values()], dtype=np.uint64).reshape(-1, 2)
+    view = switch_index(manifest, log, pairs[:, 0], pairs[:, 1], len(newest), "rebuild")
+    log.words[INDEXED] = tail
+    return view
+
+
+def grow(manifest: Manifest, view: View, more: int) -> View:
+    """Makes an index with room for ``more`` keys current.
+
+    Built from the old index alone: its slots hold one newest record a key.
+
+    Raises:
+        IndexDamagedError: The old index contradicts itself.
+    """
+    hashes, offsets = view.index.entries()
+    wanted = len(hashes) + more
+    return switch_index(manifest, view.log, hashes, offsets, wanted, "grow")
+
+
+def switch_index(
+    manifest: Manifest,
+    log: Log,
+    hashes: np.typing.NDArray[np.uint64],
+    offsets: np.typing.NDArray[np.uint64],
+    wanted: int,
+    during: str,
+) -> View:
+    """Writes an index over the given keys and stores ``current``.
+
+    If the process dies before that store, nothing has changed; after it, only the
+    old file is left over.
+    """
+    control = manifest.control
+    current = control[CURRENT]
+    old = current & 0xFFFFFFFF
+    homes = index.FIRST_HOMES
+    while homes < wanted * 2:
+        homes *= 2
+    index.create(manifest.directory, old + 1, manifest.generation, hashes, offsets, homes, during)
+    built = Index.open(manifest.directory, old + 1, manifest.generation)
+    control[CURRENT] = current + 1
+    manifest.view = view = View(manifest.directory, control[CURRENT], log, built)
+    reach(f"{during}:switched")
+    # The one before the old one may be left over from a writer that died here.
+    for number in (old, old - 1):
+        files.unlink(manifest.directory, names.index_name(number))
+    if during == "grow":
+        reach("grow:done")
+    return view

@@ -1,0 +1,162 @@
+"""Segments: one file in shared memory a value, written once, mapped by its readers.
+
+The only module that maps values. A reader holds a *lease* on what it maps: a shared
+``flock`` on the open file that the mapping pins. It lasts exactly as long as the
+mapping does, and the mapping as long as any view of it; the kernel drops both when
+the process dies. A lease is never unlocked and never upgraded: either would end it
+for forked relatives, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from shmstore import files, names
+from shmstore.crashpoints import reach
+from shmstore.descriptor import Descriptor
+from shmstore.errors import CorruptValue, StoreFull
+from shmstore.lock import between_forks
+
+READ, COW, COPY = "read", "cow", "copy"
+MODES = (READ, COW, COPY)
+
+_LEASE = fcntl.LOCK_SH | fcntl.LOCK_NB
+_MAP_EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_ALIGNMENT = 64
+# Payloads from this size on are held against what is free before they are written,
+# so that a value which cannot fit does not drive others into a full file system.
+_CHECKED_FIRST = 1 << 20
+
+# A process maps a segment once; all views share the mapping. Numbers are never
+# used twice, so an entry cannot mean another segment than it did.
+_mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+
+
+class SegmentGone(Exception):
+    """The segment has no name any more, or is being reclaimed: look the value up again."""
+
+
+def write(directory: Descriptor, parts: Sequence[memoryview | bytes], nbytes: int) -> Descriptor:
+    """Writes a payload into a new segment that has no name yet.
+
+    Straight from the value's own memory, by ``write(2)``: one copy in all.
+
+    Args:
+        directory: Any directory of the store's file system.
+        parts: One-dimensional views of bytes.
+        nbytes: Their size.
+
+    Returns:
+        The open file. Closing it without having named it frees its memory, as does
+        the death of the process.
+
+    Raises:
+        StoreFull: There is no room for it.
+    """
+    if nbytes >= _CHECKED_FIRST:
+        status = os.fstatvfs(directory.fd)
+        free = status.f_bavail * status.f_frsize
+        if status.f_blocks and free < nbytes:
+            raise StoreFull("shared memory", nbytes, free, status.f_blocks * status.f_frsize)
+    file = between_forks(
+        Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
+    )
+    try:
+        reach("segment:opened")
+        files.write_all(file.fd, parts)
+        reach("segment:written")
+    except OSError as error:
+        file.close()
+        raise files.store_full(error, nbytes, directory.fd) or error from error
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def attach(directory: Descriptor, number: int, nbytes: int, mode: str = READ) -> memoryview:
+    """The payload of a segment.
+
+    Args:
+        directory: The DAG's directory.
+        number: The segment's number.
+        nbytes: The payload's size.
+        mode: "read" for a view of the shared memory, read-only; "cow" for a private
+            mapping, writable, whose pages are copied when written to; "copy" for
+            private memory.
+
+    Raises:
+        SegmentGone: Look the value up again.
+        CorruptValue: The segment is shorter than the payload.
+    """
+    if mode == READ:
+        mapping = _mapped.get(number)
+        if mapping is not None and len(mapping) == nbytes:
+            return memoryview(mapping)
+    return between_forks(_attach, directory, number, nbytes, mode)
+
+
+def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memoryview:
+    name = names.segment_name(number)
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory.fd)
+    except FileNotFoundError:
+        raise SegmentGone from None
+    try:
+        # The lease first, then the look whether it is on the file at this name:
+        # in between, a writer might have claimed the file for another value.
+        try:
+            fcntl.flock(fd, _LEASE)
+        except BlockingIOError:
+            raise SegmentGone from None
+        status = os.fstat(fd)
+        try:
+            at_name = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            raise SegmentGone from None
+        if at_name.st_ino != status.st_ino or at_name.st_dev != status.st_dev:
+            raise SegmentGone
+        if status.st_size < nbytes:
+            raise CorruptValue(f"it holds {status.st_size:,} of the value's {nbytes:,} bytes", name)
+        if mode == COPY:
+            return _read(fd, nbytes)
+        try:
+            if mode == COW:
+                private = mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+                return memoryview(private)
+            mapping = mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+        except OSError as error:
+            if error.errno not in _MAP_EXHAUSTED:
+                raise
+            # Out of maps or descriptors: a copy is better than a failure.
+            copied = _read(fd, nbytes)
+            return copied if mode == COW else copied.toreadonly()
+        _mapped[number] = mapping
+        return memoryview(mapping)
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, nbytes: int) -> memoryview:
+    memory = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    target = memory.data[start : start + nbytes]
+    done = 0
+    while done < nbytes:
+        count = os.preadv(fd, [target[done:]], done)
+        if not count:
+            raise CorruptValue(f"it ends after {done:,} bytes", "a segment")
+        done += count
+    return target
+
+
+def mapped_count() -> int:
+    """How many segments this process has mapped for its views."""
+    return len(_mapped)

@@ -1,0 +1,130 @@
+"""What one value of ``current`` names: a log and the index over it.
+
+Finding a key in both, without a lock and under it. A reader without the lock may
+meet a writer at work; what then looks odd is called doubtful and looked at again
+under the lock, where whatever still looks odd is damage.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, Literal
+
+from shmstore import record
+from shmstore.descriptor import Descriptor
+from shmstore.index import Index, IndexDamagedError
+from shmstore.log import Log
+from shmstore.record import EMPTY, HASH_WORD, PUT, Record
+
+
+class Doubt(Enum):
+    """The answer of a probe that must be asked again under the lock."""
+
+    DOUBTFUL = 0
+
+
+DOUBTFUL: Final = Doubt.DOUBTFUL
+
+
+class View:
+    """The files in use as of one value of ``current``.
+
+    Attributes:
+        current: That value.
+        log: The mapped log; replaced by a longer mapping of the same file.
+        index: The mapped index.
+    """
+
+    __slots__ = ("_directory", "current", "index", "log")
+
+    def __init__(self, directory: Descriptor, current: int, log: Log, index: Index) -> None:
+        self._directory = directory
+        self.current = current
+        self.log = log
+        self.index = index
+
+    def cover(self, end: int) -> None:
+        """Maps the log up to ``end``, if it was extended by others.
+
+        Raises:
+            FileNotFoundError: The log has been replaced.
+        """
+        if end > self.log.size:
+            self.log = self.log.refresh(self._directory)
+
+    def probe(self, key: bytes, hashed: int) -> Record | Literal[Doubt.DOUBTFUL] | None:
+        """The live record that the index has for a key, None, or DOUBTFUL. Needs no lock."""
+        index = self.index
+        slots = index.slots
+        first = at = (hashed & index.mask) * 2
+        try:
+            while word := slots[at + 1]:
+                if slots[at] == hashed:
+                    offset = word >> 16
+                    if (offset ^ hashed) % 65521 != word & 0xFFFF:
+                        return DOUBTFUL
+                    if offset >= self.log.size:
+                        self.cover(offset + 1)
+                    found = self.log.read(offset)
+                    if found is None or found.key_hash != hashed:
+                        return DOUBTFUL
+                    if found.key == key:
+                        return found if found.op == PUT else None
+                at += 2
+            if slots[at] != EMPTY or not self._sound(first, at):
+                return DOUBTFUL
+        except (IndexError, FileNotFoundError):
+            return DOUBTFUL
+        return None
+
+    def locate(self, key: bytes, hashed: int) -> tuple[int, int]:
+        """The slot of a key and the offset in it, 0 for a slot to be used. Under the lock.
+
+        A record that fails its check is taken for the key's if its hash is: a put
+        then replaces it.
+
+        Raises:
+            IndexDamagedError: As its name says.
+        """
+        index = self.index
+        slots = index.slots
+        first = at = (hashed & index.mask) * 2
+        log = self.log
+        try:
+            while word := slots[at + 1]:
+                if slots[at] == hashed:
+                    offset = record.slot_offset(word, hashed)
+                    length = log.length_at(offset)
+                    start = offset + record.HEAD_SIZE
+                    if length and log.map[start : start + len(key)] == key:
+                        key_size = log.words[(offset >> 3) + 6] & 0xFFFF
+                        if key_size == len(key):
+                            return at, offset
+                    if offset < 0 or not length:
+                        raise IndexDamagedError
+                    if log.read(offset) is None:
+                        return at, offset
+                at += 2
+            if slots[at] != EMPTY or at + 2 >= index.room * 2:
+                raise IndexDamagedError
+        except IndexError:
+            raise IndexDamagedError from None
+        if not self._sound(first, at):
+            raise IndexDamagedError
+        return at, 0
+
+    def _sound(self, first: int, end: int) -> bool:
+        """Whether the slots that a miss passed over agree with the log.
+
+        A flipped bit in one of them might hide the key that was looked for.
+        """
+        slots = self.index.slots
+        for at in range(first, end, 2):
+            hashed = slots[at]
+            offset = record.slot_offset(slots[at + 1], hashed)
+            if offset >= self.log.size:
+                self.cover(offset + 1)
+            log = self.log
+            if not log.length_at(offset) or log.words[(offset >> 3) + HASH_WORD] != hashed:
+                return False
+        return True
