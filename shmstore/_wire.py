@@ -52,7 +52,7 @@ def array(meta: bytes, memory: Any) -> Any:
     _refuse("an array outside of a payload", meta)
 
 
-def memory(format: str, shape: tuple[int, ...], memory: Any) -> Any:
+def memory(format: str, shape: tuple[int, ...] | None, memory: Any) -> Any:
     """A memoryview over a run or over bytes."""
     _refuse("a memoryview outside of a payload", format)
 
@@ -362,7 +362,7 @@ def masked_array(
         _refuse("a masked array", type(data))
     if mask is not None and (type(mask) is not np.ndarray or mask.shape != data.shape):
         _refuse("a mask", type(mask))
-    built = data.view(np.ma.MaskedArray)
+    built: Any = data.view(np.ma.MaskedArray)
     if mask is not None:
         if mask.dtype != np.ma.make_mask_descr(data.dtype):
             _refuse("a mask", mask.dtype)
@@ -384,7 +384,7 @@ def timestamp(value: int, unit: str, zone: Any) -> Any:
 
     if type(value) is not int or unit not in ("s", "ms", "us", "ns"):
         _refuse("a Timestamp", (value, unit))
-    built = pd.Timestamp(np.datetime64(value, unit))
+    built = pd.Timestamp(np.array(value, f"M8[{unit}]")[()])
     return built if zone is None else built.tz_localize("UTC").tz_convert(zone)
 
 
@@ -395,7 +395,7 @@ def timedelta(value: int, unit: str) -> Any:
 
     if type(value) is not int or unit not in ("s", "ms", "us", "ns"):
         _refuse("a Timedelta", (value, unit))
-    return pd.Timedelta(np.timedelta64(value, unit))
+    return pd.Timedelta(np.array(value, f"m8[{unit}]")[()])
 
 
 def missing(name: str) -> Any:

@@ -10,57 +10,45 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
-from shmstore import compaction, crashpoints, files, names, record, recovery
+from xxhash import xxh3_64_intdigest as checksum
+
+from shmstore import compaction, crashpoints, files, names, recovery
 from shmstore.descriptor import Descriptor
-from shmstore.errors import EntryExists, NotFound, StoreBusy
+from shmstore.errors import EntryExists, NotFound
 from shmstore.index import IndexDamagedError
+from shmstore.lock import LockLost
 from shmstore.log import RESERVE
 from shmstore.manifest import Manifest, Superseded
 from shmstore.record import (
     COUNTER,
-    DELETE,
+    CURRENT,
     INDEXED,
     LENGTH_WORD,
+    LIVE,
     NBYTES_WORD,
+    PAGE,
     PUT,
     SEGMENT_WORD,
     SMALLEST,
+    STATE,
+    TAG,
     TAIL,
+    TOTALS_SIZE,
     USED,
+    pack_head,
+    pack_totals,
+    unpack_totals,
 )
 from shmstore.view import View
 
-
-class Change(NamedTuple):
-    """One record to be committed; all that may fail or take long has been done.
-
-    Attributes:
-        op: PUT or DELETE.
-        codec: Number of the codec.
-        flags: Record flags.
-        key: The id's bytes.
-        hashed: ``record.key_hash(key)``.
-        meta_size: Bytes of meta in ``middle``.
-        middle: ``record.middle(key, meta, payload)``.
-        nbytes: Size of the payload.
-        segment: Number of the segment that holds the payload, or 0.
-        unnamed: The segment's file, still without a name, or None.
-        created_ns: Unix time, nanoseconds.
-    """
-
-    op: int
-    codec: int
-    flags: int
-    key: bytes
-    hashed: int
-    meta_size: int
-    middle: bytes
-    nbytes: int
-    segment: int
-    unnamed: Descriptor | None
-    created_ns: int
+#: One record to be committed, all that may fail or take long having been done: op
+#: (PUT or DELETE), codec, flags, key (the id's bytes), hash of the key, bytes of meta
+#: in the middle, middle (as of ``record.middle``), size of the payload, number of the
+#: segment that holds it or 0, the segment's file, still without a name, or None, and
+#: the time (Unix, nanoseconds). A bare tuple: every put makes one.
+Change: TypeAlias = tuple[int, int, int, bytes, int, int, bytes, int, int, Descriptor | None, int]
 
 
 def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True) -> None:
@@ -84,7 +72,13 @@ def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True
     """
     freed: list[int] = []
     try:
-        manifest.guarded(_commit, manifest, changes, overwrite, freed)
+        manifest.lock.run(_commit, (manifest, changes, overwrite, freed))
+    except LockLost:
+        raise Superseded from None
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise manifest.converted(error) from error
     finally:
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
@@ -92,175 +86,154 @@ def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True
             files.unlink(manifest.directory, names.segment_name(segment))
 
 
-def _commit(
-    manifest: Manifest, changes: Sequence[Change], overwrite: bool, freed: list[int]
-) -> None:
+def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
+    """Under the lock. One long function: calls are what a put's time goes into."""
+    manifest, changes, overwrite, freed = order
     hook = crashpoints.hook
     if hook is not None:
         hook("commit:locked")
-    view = recovery.settled(manifest, freed)
-    try:
-        view = _make_room(manifest, view, changes)
-        planned, replaced, end = _plan(manifest, view, changes, overwrite)
-    except IndexDamagedError:
-        view = recovery.rebuild_index(manifest)
-        view = _make_room(manifest, view, changes)
-        planned, replaced, end = _plan(manifest, view, changes, overwrite)
+    control = manifest.control
+    view = manifest.view
+    if (
+        view is None
+        or control[STATE] != LIVE
+        or control[CURRENT] != view.current
+        or view.log.words[TAIL] != view.log.words[INDEXED]
+    ):
+        view = recovery.settled(manifest, freed)
 
-    named: list[int] = []
-    lock = manifest.lock
-    log = view.log
-    words, memory = log.words, log.view
-    index = view.index
-    slots, head, control = index.slots, index.head, manifest.control
-    try:
-        for change in changes:
-            if change.unnamed is not None:
-                _name_segment(manifest, change, named)
-        if hook is not None:
-            hook("commit:named")
-        for _, _, offset, checksum, body, _, _ in planned:
-            if lock.lost:
-                raise _forked_inside(manifest)
-            memory[offset + 8 : offset + 8 + len(body)] = body
-            words[offset >> 3] = checksum
-        if hook is not None:
-            hook("commit:written")
-        if lock.lost:
-            raise _forked_inside(manifest)
-    except BaseException:
-        for segment in named:
-            files.unlink(manifest.directory, names.segment_name(segment))
-        raise
-
-    words[TAIL] = end  # the commit point
-    freed += replaced
-    if hook is not None:
-        hook("commit:tail")
-    for planned_at, old, _, _, _, hashed, word in planned:
-        at = planned_at
-        if lock.lost:
-            raise _forked_inside(manifest)
-        if not old:
-            while slots[at + 1]:  # taken by an earlier change of this commit
-                at += 2
-            slots[at] = hashed
-            if hook is not None:
-                hook("commit:slot-hash")
-            head[USED] += 1
-        slots[at + 1] = word
-        if hook is not None:
-            hook("commit:slot")
-    words[INDEXED] = end
-    if hook is not None:
-        hook("commit:indexed")
-    control[COUNTER] += len(changes)
-    if hook is not None:
-        hook("commit:counted")
-    compaction.when_worth_it(manifest, view)
-
-
-class _Planned(NamedTuple):
-    at: int  # the slot's first word
-    old: int  # the offset that the slot holds now, 0 if it is unused
-    offset: int  # where the record comes to lie
-    checksum: int
-    body: bytes
-    hashed: int
-    word: int  # the slot's new second word
-
-
-def _make_room(manifest: Manifest, view: View, changes: Sequence[Change]) -> View:
-    """Extends the log and grows the index, so that nothing later fails for want of it."""
-    need = view.log.words[TAIL]
+    # 1. Room, so that nothing below fails for want of it.
+    putting = changes[0][0] == PUT
+    need = view.log.words[TAIL] + (RESERVE if putting else 0)
     for change in changes:
-        need += SMALLEST + len(change.middle)
-    if changes[0].op == PUT:
-        need += RESERVE
+        need += SMALLEST + len(change[6])
     if need > view.log.size:
         view.log = view.log.extend(manifest.directory, need)
-    index = view.index
-    if (index.head[USED] + len(changes)) * 3 > (index.mask + 1) * 2 and changes[0].op == PUT:
-        view = recovery.grow(manifest, view, len(changes))
-    return view
+    if view.index.head[USED] + len(changes) > view.index.limit and putting:
+        view = _grown(manifest, view, len(changes))
 
-
-def _plan(
-    manifest: Manifest, view: View, changes: Sequence[Change], overwrite: bool
-) -> tuple[list[_Planned], list[int], int]:
-    """What to write where. Changes nothing, so it may refuse.
-
-    Returns:
-        The records and their slots, the segments that are replaced, and the new
-        tail.
-    """
-    log = view.log
-    words = log.words
+    # 2. The records come to lie behind the tail, where they do not count yet, so
+    # this may refuse at any of them.
+    lock = manifest.lock
+    log, index = view.log, view.index
+    words, memory, seed = log.words, log.view, log.seed
     offset = words[TAIL]
-    sequence, live, nbytes, dead = log.totals()
-    planned: list[_Planned] = []
+    sequence = live = live_bytes = dead = 0
+    if offset > PAGE:
+        sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
+    slotted: list[tuple[int, int, int, int]] = []
     replaced: list[int] = []
-    for op, codec, flags, key, hashed, meta_size, middle, size, segment, _, created in changes:
-        at, old = view.locate(key, hashed)
+    unnamed = False
+    for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
+        try:
+            at, old = view.locate(key, hashed)
+        except IndexDamagedError:
+            recovery.rebuild_index(manifest)
+            _commit(order)
+            return
         if old and (words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
-            if op == PUT:
-                if not overwrite:
-                    raise EntryExists(manifest.dag_id, key.decode())
-            else:
+            if not putting:
                 live -= 1
-            nbytes -= words[(old >> 3) + NBYTES_WORD]
+            elif not overwrite:
+                raise EntryExists(manifest.dag_id, key.decode())
+            live_bytes -= words[(old >> 3) + NBYTES_WORD]
             dead += words[(old >> 3) + LENGTH_WORD] & 0xFFFFFFFF
             if old_segment := words[(old >> 3) + SEGMENT_WORD]:
                 replaced.append(old_segment)
-        elif op == DELETE:
-            raise NotFound(manifest.dag_id, key.decode())
-        else:
+        elif putting:
             live += 1
+        else:
+            raise NotFound(manifest.dag_id, key.decode())
         length = SMALLEST + len(middle)
-        nbytes += size
-        if op == DELETE:
-            dead += length
         sequence += 1
-        checksum, body = record.encode(
-            op,
-            codec,
-            flags,
-            hashed,
-            created,
-            size,
-            segment,
-            len(key),
-            meta_size,
-            middle,
-            (sequence, live, nbytes, dead),
-            log.seed,
+        live_bytes += nbytes
+        if not putting:
+            dead += length
+        if file is not None:
+            unnamed = True
+        end = offset + length
+        body = (
+            pack_head(
+                length, op, codec, flags, hashed, now, nbytes, segment, len(key), 0, meta_size
+            )
+            + middle
+            + pack_totals(sequence, live, live_bytes, dead)
         )
-        planned.append(
-            _Planned(at, old, offset, checksum, body, hashed, record.slot_word(offset, hashed))
-        )
-        offset += length
-    return planned, replaced, offset
+        check = checksum(body, seed)
+        if lock.lost:
+            raise manifest.forked_inside()
+        memory[offset + 8 : end] = body
+        words[offset >> 3] = check
+        slotted.append((at, old, hashed, offset << 16 | (offset ^ hashed) % TAG))
+        offset = end
+    if hook is not None:
+        hook("commit:written")
+    if unnamed:
+        _name_segments(manifest, changes)
+    if hook is not None:
+        hook("commit:named")
+    if lock.lost:
+        raise manifest.forked_inside()
+
+    # 3. The commit point. From here on no call into Python comes between, unless
+    # a test has set the hook: no handler of a signal may run half-way, or fork.
+    words[TAIL] = offset
+    freed += replaced
+    if hook is not None:
+        hook("commit:tail")
+    # 4. The index follows.
+    slots = index.slots
+    for at, old, hashed, word in slotted:
+        if lock.lost:
+            raise manifest.forked_inside()
+        place = at
+        if not old:
+            while slots[place + 1]:  # taken by an earlier change of this commit
+                place += 2
+            slots[place] = hashed
+            if hook is not None:
+                hook("commit:slot-hash")
+            index.head[USED] += 1
+        slots[place + 1] = word
+        if hook is not None:
+            hook("commit:slot")
+    words[INDEXED] = offset
+    if hook is not None:
+        hook("commit:indexed")
+    control[COUNTER] += 1
+    if hook is not None:
+        hook("commit:counted")
+    if dead > compaction.FLOOR:
+        compaction.when_worth_it(manifest, view, dead)
 
 
-def _name_segment(manifest: Manifest, change: Change, named: list[int]) -> None:
-    """Gives a written segment its name. A dead writer's is an orphan from here on.
+def _grown(manifest: Manifest, view: View, more: int) -> View:
+    try:
+        return recovery.grow(manifest, view, more)
+    except IndexDamagedError:
+        return recovery.rebuild_index(manifest)
+
+
+def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:
+    """Gives written segments their names. A dead writer's are orphans from here on.
 
     The memory of a writer killed before this is freed by the kernel.
     """
     directory = manifest.directory
     if not directory.intact():
         raise Superseded
-    assert change.unnamed is not None
-    if not change.unnamed.ours():
-        raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
-    named.append(change.segment)
-    os.link(
-        f"/proc/self/fd/{change.unnamed.fd}",
-        names.segment_name(change.segment),
-        dst_dir_fd=directory.fd,
-        follow_symlinks=True,
-    )
-
-
-def _forked_inside(manifest: Manifest) -> StoreBusy:
-    return StoreBusy(manifest.lock.what, 0.0, "the parent, which forked during a put")
+    named: list[str] = []
+    try:
+        for change in changes:
+            segment, file = change[8], change[9]
+            if file is None:
+                continue
+            if not file.ours():
+                raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
+            name = names.segment_name(segment)
+            named.append(name)
+            os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True)
+    except BaseException:
+        for name in named:
+            files.unlink(directory, name)
+        raise

@@ -14,18 +14,16 @@ from shmstore.errors import StoreError
 from shmstore.index import Index, IndexDamagedError
 from shmstore.log import Log
 from shmstore.manifest import Manifest
-from shmstore.record import CHECKPOINT, CURRENT, LENGTH_WORD, PAGE, PUT, TAIL
+from shmstore.record import CHECKPOINT, LENGTH_WORD, PAGE, PUT, TAIL
 from shmstore.view import View
 
 #: Dead bytes of a log below which compacting it is not worth it.
 FLOOR = 1 << 20
 
 
-def when_worth_it(manifest: Manifest, view: View) -> None:
-    """Compacts if dead bytes exceed live ones and a floor. Under the commit lock."""
-    tail = view.log.words[TAIL]
-    dead = view.log.words[(tail >> 3) - 1]
-    if dead < FLOOR or dead * 2 < tail - PAGE or dead < manifest.compact_at:
+def when_worth_it(manifest: Manifest, view: View, dead: int) -> None:
+    """Compacts if dead bytes exceed live ones. Under the commit lock."""
+    if dead * 2 < view.log.words[TAIL] - PAGE or dead < manifest.compact_at:
         return
     try:
         compact(manifest, view)
@@ -57,8 +55,7 @@ def compact(manifest: Manifest, view: View) -> View:
     runs = _runs(old_log, offsets, sizes)
     runs.append(checksum.to_bytes(8, "little") + body)
 
-    control = manifest.control
-    current = control[CURRENT]
+    current = view.current
     log_number, index_number = (current >> 32) + 1, (current & 0xFFFFFFFF) + 1
     directory, generation = manifest.directory, manifest.generation
     log.create(directory, log_number, generation, runs, int(sizes.sum()) + length, "compact")
@@ -77,8 +74,7 @@ def compact(manifest: Manifest, view: View) -> View:
         Log.open(directory, log_number, generation),
         Index.open(directory, index_number, generation),
     )
-    control[CURRENT] = compacted.current
-    manifest.view = compacted
+    manifest.switch(compacted)
     reach("compact:switched")
     # Those before the old ones may be left over from a writer that died here.
     for before in (1, 2):

@@ -18,8 +18,8 @@ POINTS = (
     "segment:written",
     # the commit, under the DAG's lock
     "commit:locked",
-    "commit:named",  # the segment has its name, no record refers to it
     "commit:written",  # the record is in the log, beyond the tail
+    "commit:named",  # its segment has its name
     "commit:tail",  # the commit point has passed, the index is behind
     "commit:slot-hash",  # a new slot has its hash but no offset
     "commit:slot",  # the index is done, `indexed` is behind

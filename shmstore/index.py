@@ -39,10 +39,11 @@ class Index:
         number: m in ``index.<m>``.
         mask: ``homes - 1``; a hash's first slot is ``hash & mask``.
         room: Slots in all, padding included.
+        limit: Used slots from which on the index is to grow.
         slots: The slots as words: hash, word, hash, word, ...
     """
 
-    __slots__ = ("head", "map", "mask", "number", "room", "slots")
+    __slots__ = ("head", "limit", "map", "mask", "number", "room", "slots")
 
     def __init__(self, fd: int, number: int, generation: int) -> None:
         size = os.fstat(fd).st_size
@@ -63,6 +64,7 @@ class Index:
         self.number = number
         self.mask = homes - 1
         self.room = room
+        self.limit = homes * 2 // 3
         self.map: mmap.mmap = map_shared(fd, size)
         whole = memoryview(self.map)
         self.head = whole[:INDEX_HEADER].cast("Q")
@@ -76,11 +78,6 @@ class Index:
             return cls(file.fd, number, generation)
         finally:
             file.close()
-
-    @property
-    def crowded(self) -> bool:
-        """True when two thirds of the homes are used: time to grow."""
-        return self.head[USED] * 3 >= (self.mask + 1) * 2
 
     def entries(self) -> tuple[_WORDS, _WORDS]:
         """Copies of the hashes and offsets of all used slots.

@@ -125,7 +125,7 @@ def clear_dag(space: Namespace, dag_id: str) -> bool:
         if manifest is None:
             break
         try:
-            aside = space.lifecycle.run(_mark_and_move, space, token, manifest)
+            aside = space.lifecycle.run(_mark_and_move, (space, token, manifest))
         except LockLost:
             _check_space(space)
             continue
@@ -142,12 +142,13 @@ def clear_dag(space: Namespace, dag_id: str) -> bool:
     return found
 
 
-def _mark_and_move(space: Namespace, token: str, manifest: Manifest) -> bool:
+def _mark_and_move(dag: tuple[Namespace, str, Manifest]) -> bool:
     """Under the lifecycle lock. False if the DAG was cleared by somebody else."""
-    return manifest.lock.run(_mark_and_move_locked, space, token, manifest)
+    return dag[2].lock.run(_mark_and_move_locked, dag)
 
 
-def _mark_and_move_locked(space: Namespace, token: str, manifest: Manifest) -> bool:
+def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
+    space, token, manifest = dag
     reach("clear:locked")
     if not manifest.live:
         return False
@@ -174,7 +175,7 @@ def _finish_clearing(space: Namespace, token: str) -> None:
     have carried it away and a successor may stand there.
     """
 
-    def finish() -> None:
+    def finish(_: None) -> None:
         try:
             directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
             left = not Manifest(directory, None).live
@@ -185,7 +186,7 @@ def _finish_clearing(space: Namespace, token: str) -> None:
 
     try:
         os.stat(token, dir_fd=space.dags.fd)
-        space.lifecycle.run(finish)
+        space.lifecycle.run(finish, None)
     except FileNotFoundError:
         return
     except LockLost:

@@ -12,31 +12,38 @@ comes back while it is inside (a finalizer, a signal handler) is refused at once
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+from os import SEEK_CUR, SEEK_SET, lseek
+from sys import is_finalizing
 from threading import get_ident
-from typing import Any, ParamSpec, TypeVar
+from time import monotonic
+from typing import ParamSpec, TypeVar
 from weakref import WeakSet
 
 from shmstore import descriptor
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreBusy, StoreClosed
 
+A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Seconds to wait for a lock before StoreBusy.
 TIMEOUT_S = 30.0
 
-_TAKE = fcntl.LOCK_EX | fcntl.LOCK_NB
-_LET_GO = fcntl.LOCK_UN
+_TAKE = LOCK_EX | LOCK_NB
+_LET_GO = LOCK_UN
 _YIELDS = 8  # polls that only give up the processor, before sleeping
 _LONGEST_SLEEP_S = 0.001
+# How often a holder looks whether the lock's file still has a name. It loses it
+# when somebody removes the whole root; that a put was done a moment before that
+# or after makes no difference to anyone.
+_LOOK_EVERY_S = 0.001
 
 # Threads inside, or trying to get inside, a locked section. A fork waits until
 # no thread but its own is in here.
@@ -57,6 +64,8 @@ class Lock:
         "__weakref__",
         "_descriptor",
         "_directory",
+        "_look_at",
+        "_mark",
         "_name",
         "_owner",
         "lost",
@@ -69,6 +78,8 @@ class Lock:
         self._name = name
         self._owner: dict[int, int] = {}
         self._descriptor: Descriptor | None = None
+        self._mark = -1
+        self._look_at = 0.0
         self.what = what
         #: A thread takes locks in rising rank only, so that no two wait for each other.
         self.rank = rank
@@ -76,8 +87,8 @@ class Lock:
         self.lost = False
         _all.add(self)
 
-    def run(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls ``body`` under the lock.
+    def run(self, body: Callable[[A], R], argument: A) -> R:
+        """Returns ``body(argument)``, called under the lock.
 
         An exception in ``body`` is like a crash there: the lock is let go and the
         next holder puts things right.
@@ -90,7 +101,7 @@ class Lock:
 
         If the process dies here, the kernel lets the lock go.
         """
-        if sys.is_finalizing():
+        if is_finalizing():
             raise StoreClosed("the interpreter is shutting down")
         me = get_ident()
         outer = _inside.get(me)
@@ -105,12 +116,22 @@ class Lock:
         try:
             _inside[me] = self
             held = self._descriptor
-            if held is None or _forking or owner.setdefault(0, me) != me or not _flock(held.fd):
+            if held is None or _forking or owner.setdefault(0, me) != me:
                 held = self._wait(me)
-            status = os.fstat(held.fd)
-            if status.st_ino != held.inode or status.st_dev != held.device or not status.st_nlink:
+            else:
+                try:
+                    flock(held.fd, _TAKE)
+                except BlockingIOError:
+                    held = self._wait(me)
+            # Is the number still our file? Nothing ever moves the offset of ours.
+            if lseek(held.fd, 0, SEEK_CUR) != self._mark:
                 raise LockLost
-            return body(*args, **kwargs)
+            now = monotonic()
+            if now > self._look_at:
+                if not held.intact():
+                    raise LockLost
+                self._look_at = now + _LOOK_EVERY_S
+            return body(argument)
         except OSError as error:
             if self._descriptor is not None and not self._descriptor.intact():
                 raise LockLost from error
@@ -121,7 +142,7 @@ class Lock:
                     try:
                         held = self._descriptor
                         if held is not None:
-                            _unlock(held.fd, _LET_GO)
+                            flock(held.fd, _LET_GO)
                     except OSError:
                         pass  # the descriptor was closed under us: that let the lock go
                     finally:
@@ -134,7 +155,7 @@ class Lock:
 
     def _wait(self, me: int) -> Descriptor:
         """Polls until the lock is ours. Registered in ``_inside`` only while trying."""
-        start = time.monotonic()
+        start = monotonic()
         tries = 0
         owner = self._owner
         while True:
@@ -142,11 +163,13 @@ class Lock:
                 held = self._descriptor
                 if held is None:
                     held = self._descriptor = self._open()
-                if _flock(held.fd):
+                try:
+                    flock(held.fd, _TAKE)
                     return held
-                owner.clear()  # let this process's other threads try
-            if time.monotonic() - start > TIMEOUT_S:
-                raise StoreBusy(self.what, time.monotonic() - start, self.holder())
+                except BlockingIOError:
+                    owner.clear()  # let this process's other threads try
+            if monotonic() - start > TIMEOUT_S:
+                raise StoreBusy(self.what, monotonic() - start, self.holder())
             tries += 1
             _inside.pop(me, None)
             if tries <= _YIELDS:
@@ -158,7 +181,11 @@ class Lock:
 
     def _open(self) -> Descriptor:
         try:
-            return Descriptor.open(self._name, os.O_RDWR, within=self._directory.fd, inherit=False)
+            opened = Descriptor.open(
+                self._name, os.O_RDWR, within=self._directory.fd, inherit=False
+            )
+            self._mark = lseek(opened.fd, random.randrange(1 << 30, 1 << 40), SEEK_SET)
+            return opened
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LockLost from error
         except OSError as error:
@@ -209,15 +236,6 @@ class _NoLock:
 
 
 _NO_LOCK = _NoLock()
-_unlock = fcntl.flock
-
-
-def _flock(fd: int, take: Any = fcntl.flock) -> bool:
-    try:
-        take(fd, _TAKE)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _before_fork() -> None:
@@ -225,9 +243,9 @@ def _before_fork() -> None:
     _fork_turn.acquire()
     me = get_ident()
     _forking = me
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = monotonic() + TIMEOUT_S
     # Sections are short and never wait for others while registered.
-    while any(thread != me for thread in list(_inside)) and time.monotonic() < deadline:
+    while any(thread != me for thread in list(_inside)) and monotonic() < deadline:
         time.sleep(20e-6)
 
 

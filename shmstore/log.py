@@ -16,7 +16,7 @@ from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
 from shmstore.files import create_file, map_shared, write_all
-from shmstore.record import INDEXED, LOG_MAGIC, PAGE, TAIL, Record, Totals
+from shmstore.record import INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
 
 #: A new DAG's log, bytes.
 FIRST_SIZE = 16 * PAGE
@@ -91,8 +91,10 @@ class Log:
 
     def read(self, offset: int) -> Record | None:
         """The record at ``offset``, or None if none is there that passes its check."""
-        length = self.length_at(offset)
-        return record.decode(self.map[offset : offset + length], self.seed) if length else None
+        if not PAGE <= offset <= self.size - SMALLEST or offset & 7:
+            return None
+        length = self.words[(offset >> 3) + 1] & 0xFFFFFFFF
+        return decode(self.map[offset : offset + length], self.seed)
 
     def scan(self, start: int, end: int) -> Iterator[tuple[int, Record]]:
         """The records between two offsets; ends early where one fails its check.

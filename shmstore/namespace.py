@@ -186,7 +186,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
     """
     lock = Lock(directory, names.LIFECYCLE_LOCK, "the namespace", rank=0)
 
-    def move_aside() -> None:
+    def move_aside(_: None) -> None:
         trash = Descriptor.open(names.TRASH, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
         dags = Descriptor.open(names.DAGS, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
         page_file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
@@ -201,7 +201,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
             files.remove_tree(trash, name)
         _write_control(directory)
 
-    lock.run(move_aside)
+    lock.run(move_aside, None)
 
 
 def _boot_id() -> int:

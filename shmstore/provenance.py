@@ -32,6 +32,8 @@ class Producer(NamedTuple):
 
 
 _process: tuple[int, bytes, Producer] = (0, b"", Producer("", 0))
+# Whole metas of builtin values without codec meta and deps, by type, for this process.
+_bare: dict[type, bytes] = {}
 _type_names: dict[type, bytes] = {
     kind: _U16.pack(len(kind.__name__)) + kind.__name__.encode()
     for kind in (dict, list, tuple, set, str, bytes, int, float, bool, type(None))
@@ -49,20 +51,30 @@ class Provenance(NamedTuple):
 
 def type_name(kind: type) -> str:
     """A type's full name; without its module for builtins."""
+    if kind in _bare:
+        return kind.__name__
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def producer() -> Producer:
+def who() -> Producer:
     """This process, as the producer of values."""
     global _process
-    pid = os.getpid()
-    if _process[0] != pid:
-        host = socket.gethostname()
+    if not _process[0]:
+        pid, host = os.getpid(), socket.gethostname()
         raw = _U32.pack(pid) + _sized(host.encode()[:255]) + _NO_ORIGIN
         _process = pid, raw, Producer(host, pid)
     return _process[2]
+
+
+def _in_child() -> None:
+    global _process
+    _process = (0, b"", Producer("", 0))
+    _bare.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def build_meta(codec_meta: bytes, kind: type, deps: Iterable[bytes] = ()) -> bytes:
@@ -73,12 +85,18 @@ def build_meta(codec_meta: bytes, kind: type, deps: Iterable[bytes] = ()) -> byt
         kind: The value's type.
         deps: UTF-8 of the ids that the value was computed from.
     """
-    if _process[0] != os.getpid():
-        producer()
+    if not codec_meta and not deps:
+        bare = _bare.get(kind)
+        if bare is not None:
+            return bare
+    who()
     name = _type_names.get(kind) or _sized(type_name(kind).encode("utf-8", "replace")[:1024])
     deps = [*deps] if deps else []
     tail = _U32.pack(len(deps)) + b"".join(map(_sized, deps)) if deps else _NO_DEPS
-    return b"".join((_U32.pack(len(codec_meta)), codec_meta, _process[1], name, tail))
+    meta = b"".join((_U32.pack(len(codec_meta)), codec_meta, _process[1], name, tail))
+    if kind in _type_names and not codec_meta and not deps:
+        _bare[kind] = meta
+    return meta
 
 
 def codec_meta(meta: bytes) -> bytes:

@@ -133,7 +133,7 @@ def footprint(manifest: Manifest) -> tuple[int, int]:
     return view.log.size, len(view.index.map)
 
 
-def records(manifest: Manifest, *, newest_first: bool = False) -> Iterator[Record]:
+def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
     """The live records as of now, in the order in which they were stored.
 
     A snapshot: what is stored or deleted while this goes on does not change it.

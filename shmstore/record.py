@@ -47,12 +47,19 @@ UNTRUSTED = 1
 
 _HEAD = struct.Struct("<IBBHQqQQHHI")  # what follows the checksum
 HEAD_SIZE = 8 + _HEAD.size
+_WHOLE_HEAD = struct.Struct("<QIBBHQqQQHHI")
 _TOTALS = struct.Struct("<QQQQ")
 TOTALS_SIZE = _TOTALS.size
+#: A record is its checksum, then these around ``middle``; see ``encode``.
+pack_head = _HEAD.pack
+pack_totals = _TOTALS.pack
+unpack_totals = _TOTALS.unpack_from
 SMALLEST = HEAD_SIZE + TOTALS_SIZE
 LARGEST = 1 << 31
-_TAG = 65521  # the largest prime below 2**16
+#: Modulus of a slot's tag: the largest prime below 2**16.
+TAG = 65521
 
+_new = tuple.__new__  # a third of what calling the class costs
 _PADS = [bytes(n) for n in range(8)]
 
 
@@ -73,7 +80,7 @@ class Totals(NamedTuple):
 
 
 # Words of a record, from its start.
-LENGTH_WORD, HASH_WORD, CREATED_WORD, NBYTES_WORD, SEGMENT_WORD = range(1, 6)
+LENGTH_WORD, HASH_WORD, CREATED_WORD, NBYTES_WORD, SEGMENT_WORD, KEY_SIZE_WORD = range(1, 7)
 
 
 class Record(NamedTuple):
@@ -92,15 +99,14 @@ class Record(NamedTuple):
     payload: bytes
 
 
-def key_hash(key: bytes) -> int:
-    """The hash by which the index finds a key; never 0, never ``EMPTY``."""
-    return xxh3_64_intdigest(key) % (EMPTY - 1) + 1
+#: The hash by which the index finds a key. A hash that is 0 or ``EMPTY`` by chance does
+#: no harm: whether a slot is used is judged by its other word.
+key_hash = xxh3_64_intdigest
 
 
-def middle(key: bytes, meta: bytes, payload: bytes = b"") -> bytes:
+def middle(key: bytes, meta: bytes, payload: bytes | memoryview = b"") -> bytes:
     """The part of a record that does not depend on where it comes to lie."""
-    size = len(key) + len(meta) + len(payload)
-    return b"".join((key, meta, payload, _PADS[-size & 7]))
+    return b"".join((key, meta, payload, _PADS[-(len(key) + len(meta) + len(payload)) & 7]))
 
 
 def encode(
@@ -134,7 +140,7 @@ def encode(
         seed: The DAG's seed of checksums.
     """
     body = (
-        _HEAD.pack(
+        pack_head(
             SMALLEST + len(middle),
             op,
             codec,
@@ -148,7 +154,7 @@ def encode(
             meta_size,
         )
         + middle
-        + _TOTALS.pack(*totals)
+        + pack_totals(*totals)
     )
     return xxh3_64_intdigest(body, seed), body
 
@@ -156,9 +162,10 @@ def encode(
 def decode(raw: bytes, seed: int) -> Record | None:
     """Decodes a record's bytes, or None if they fail a check."""
     size = len(raw)
-    if size < SMALLEST or int.from_bytes(raw[:8], "little") != xxh3_64_intdigest(raw[8:], seed):
+    if size < SMALLEST:
         return None
     (
+        check,
         length,
         op,
         codec,
@@ -170,36 +177,41 @@ def decode(raw: bytes, seed: int) -> Record | None:
         key_size,
         _,
         meta_size,
-    ) = _HEAD.unpack_from(raw, 8)
+    ) = _WHOLE_HEAD.unpack_from(raw)
+    if check != xxh3_64_intdigest(raw[8:], seed):
+        return None
     meta_at = HEAD_SIZE + key_size
     payload_at = meta_at + meta_size
     end = payload_at if segment or op != PUT else payload_at + nbytes
     if length != size or end + TOTALS_SIZE > size:
         return None
-    return Record(
-        length,
-        op,
-        codec,
-        flags,
-        hashed,
-        created_ns,
-        nbytes,
-        segment,
-        raw[HEAD_SIZE:meta_at],
-        raw[meta_at:payload_at],
-        raw[payload_at:end],
+    return _new(
+        Record,
+        (
+            length,
+            op,
+            codec,
+            flags,
+            hashed,
+            created_ns,
+            nbytes,
+            segment,
+            raw[HEAD_SIZE:meta_at],
+            raw[meta_at:payload_at],
+            raw[payload_at:end],
+        ),
     )
 
 
 def slot_word(offset: int, hashed: int) -> int:
     """A slot's second word: the record's offset and a tag that ties it to the hash."""
-    return offset << 16 | (offset ^ hashed) % _TAG
+    return offset << 16 | (offset ^ hashed) % TAG
 
 
 def slot_offset(word: int, hashed: int) -> int:
     """The offset in a slot's word, or -1 if its tag is wrong."""
     offset = word >> 16
-    return offset if (offset ^ hashed) % _TAG == word & 0xFFFF else -1
+    return offset if (offset ^ hashed) % TAG == word & 0xFFFF else -1
 
 
 def static_checksum(page: bytes) -> int:

@@ -70,7 +70,7 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
     if not pending or pending[-1][0] + pending[-1][1].length != end:
         return _repair_positions(manifest, view)
     try:
-        if (view.index.head[USED] + len(pending)) * 3 > (view.index.mask + 1) * 2:
+        if view.index.head[USED] + len(pending) > view.index.limit:
             view = grow(manifest, view, len(pending))
         for offset, found in pending:
             if found.op == CHECKPOINT:
@@ -81,12 +81,14 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
                 segment = old_words[(old >> 3) + SEGMENT_WORD]
                 if segment:
                     freed.append(segment)
+            if manifest.lock.lost:
+                raise manifest.forked_inside()
             place(view.index, at, found.key_hash, offset)
             reach("redo:slot")
     except IndexDamagedError:
         return rebuild_index(manifest)
     view.log.words[INDEXED] = end
-    manifest.control[COUNTER] = view.log.totals().sequence
+    manifest.control[COUNTER] += 1
     reach("redo:done")
     return view
 
@@ -132,8 +134,7 @@ def rebuild_index(manifest: Manifest) -> View:
     If the process dies here, the damaged index stays current and the next one
     that meets the damage rebuilds it.
     """
-    control = manifest.control
-    current = control[CURRENT]
+    current = manifest.control[CURRENT]
     log = manifest.open_log(current)
     tail = log.words[TAIL]
     newest: dict[bytes, tuple[int, int]] = {}
@@ -180,16 +181,15 @@ def switch_index(
     If the process dies before that store, nothing has changed; after it, only the
     old file is left over.
     """
-    control = manifest.control
-    current = control[CURRENT]
+    current = manifest.control[CURRENT]
     old = current & 0xFFFFFFFF
     homes = index.FIRST_HOMES
     while homes < wanted * 2:
         homes *= 2
     index.create(manifest.directory, old + 1, manifest.generation, hashes, offsets, homes, during)
     built = Index.open(manifest.directory, old + 1, manifest.generation)
-    control[CURRENT] = current + 1
-    manifest.view = view = View(manifest.directory, control[CURRENT], log, built)
+    view = View(manifest.directory, current + 1, log, built)
+    manifest.switch(view)
     reach(f"{during}:switched")
     # The one before the old one may be left over from a writer that died here.
     for number in (old, old - 1):

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final
 
-from shmstore import codecs, lifecycle, names, provenance, reading, record, segment
+from shmstore import codecs, lifecycle, names, provenance, reading, segment, stored
 from shmstore.commit import Change, commit
 from shmstore.dag import Dag
 from shmstore.entry import INLINE, ClearReport, DagInfo, Entry, Explanation, StoreStats
-from shmstore.errors import CorruptValue, NotFound, StoreClosed, StoreError
+from shmstore.errors import CorruptValue, NotFound, StoreError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
-from shmstore.record import DELETE, PUT, Record
+from shmstore.opened import OpenDags
+from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.segment import READ
 from shmstore.store_async import AsyncCalls
@@ -27,14 +28,6 @@ from shmstore.store_async import AsyncCalls
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Payloads up to this many bytes lie in the log and are copied out by get; larger
-#: ones get a segment. About where both cost the same (docs/performance.md).
-INLINE_LIMIT = 16 << 10
-
-# More open DAGs than this, and the one opened first is closed again; each holds
-# about five descriptors.
-_MOST_OPEN = 64
-_ROUNDS = 16
 _MISSING: Final = object()
 
 
@@ -61,8 +54,7 @@ class Store(AsyncCalls):
         name = names.default_namespace() if namespace is None else namespace
         names.check_name(name, "namespace")
         self._space = Namespace(self._given_root or names.default_root(), name)
-        self._manifests: dict[str, Manifest] = {}
-        self._closed = False
+        self._dags = OpenDags(self._space)
 
     @property
     def root(self) -> str:
@@ -103,11 +95,19 @@ class Store(AsyncCalls):
         Whichever is raised, nothing was changed. If the process dies here, the value
         is either whole or absent, and what was there before stays until it is.
         """
-        names.encode_id(dag_id, "dag_id")
         key = names.encode_id(id, "id")
         noted = [names.encode_id(dep, "a dep") for dep in deps] if deps else ()
-        change, entry = self._prepare(dag_id, id, key, value, codecs.encode(value), noted)
-        self._commit(dag_id, (change,), overwrite)
+        dags = self._dags
+        encoded = codecs.encode(value)
+        change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
+        manifest = dags.manifests.get(dag_id)
+        if manifest is not None:
+            try:
+                commit(manifest, (change,), overwrite)
+                return entry
+            except Superseded:
+                pass
+        dags.write(dag_id, commit, (change,), overwrite)
         return entry
 
     def put_many(
@@ -126,69 +126,17 @@ class Store(AsyncCalls):
             StoreFull: No room for all of them.
             StoreBusy: A writer of this DAG was held up while it held the lock.
         """
+        self._dags.check_open()
         names.encode_id(dag_id, "dag_id")
         keys = [names.encode_id(id, "id") for id in values]
         encoded = [codecs.encode(value) for value in values.values()]
         prepared = [
-            self._prepare(dag_id, id, key, value, one, ())
+            stored.prepare(self._dags, dag_id, id, key, value, one, ())
             for (id, value), key, one in zip(values.items(), keys, encoded, strict=True)
         ]
         if prepared:
-            self._commit(dag_id, [change for change, _ in prepared], overwrite)
-        else:
-            self._check_open()
+            self._dags.write(dag_id, commit, [change for change, _ in prepared], overwrite)
         return [entry for _, entry in prepared]
-
-    def _prepare(
-        self,
-        dag_id: str,
-        id: str,
-        key: bytes,
-        value: Any,
-        encoded: codecs.Encoded,
-        deps: Sequence[bytes],
-    ) -> tuple[Change, Entry]:
-        """Writes a payload, if it is large, and makes the record's parts."""
-        codec, codec_meta, parts, nbytes = encoded
-        kind = type(value)
-        meta = provenance.build_meta(codec_meta, kind, deps)
-        number, file, location = 0, None, INLINE
-        if nbytes <= INLINE_LIMIT:
-            payload = parts[0] if len(parts) == 1 else b"".join(parts)
-            middle = record.middle(key, meta, payload)
-        else:
-            self._check_open()
-            middle = record.middle(key, meta)
-            number = names.new_segment_number()
-            location = names.segment_name(number)
-            file = segment.write(self._space.directory, parts, nbytes)
-        now = time.time_ns()
-        change = Change(
-            PUT, codec, 0, key, record.key_hash(key), len(meta), middle, nbytes, number, file, now
-        )
-        entry = Entry(
-            dag_id,
-            id,
-            codecs.NAMES[codec],
-            provenance.type_name(kind),
-            nbytes,
-            location,
-            now,
-            provenance.producer(),
-            None,
-            tuple(dep.decode() for dep in deps) if deps else (),
-        )
-        return change, entry
-
-    def _commit(self, dag_id: str, changes: Sequence[Change], overwrite: bool) -> None:
-        while True:
-            manifest = self._manifests.get(dag_id)
-            if manifest is None or self._closed:
-                manifest = self._open(dag_id, create=True)
-            try:
-                return commit(manifest, changes, overwrite)
-            except Superseded:
-                self._forget(dag_id, manifest)
 
     # --- Getting -------------------------------------------------------------------
 
@@ -215,14 +163,14 @@ class Store(AsyncCalls):
         if mode not in segment.MODES:
             raise ValueError(f"mode must be 'read', 'cow' or 'copy', not {mode!r}")
         key = names.encode_id(id, "id")
-        found = self._find(dag_id, key, mode)
+        found = stored.find(self._dags, dag_id, key, mode)
         if found is None:
             if default is _MISSING:
                 raise NotFound(dag_id, id)
             return default
-        stored, payload = found
+        record, payload = found
         try:
-            return codecs.decode(stored.codec, provenance.codec_meta(stored.meta), payload)
+            return codecs.decode(record.codec, provenance.codec_meta(record.meta), payload)
         except CorruptValue as error:
             raise CorruptValue(error.check, error.where, dag_id, id) from error
 
@@ -234,7 +182,7 @@ class Store(AsyncCalls):
         """
         import pyarrow as pa
 
-        found = self._find(dag_id, names.encode_id(id, "id"), READ)
+        found = stored.find(self._dags, dag_id, names.encode_id(id, "id"), READ)
         if found is None:
             raise NotFound(dag_id, id)
         return pa.py_buffer(found[1])
@@ -251,53 +199,10 @@ class Store(AsyncCalls):
 
     def has_value(self, dag_id: str, id: str) -> bool:
         """True if this host has a value under this id."""
-        return self._record(dag_id, names.encode_id(id, "id")) is not None
+        return self._record(dag_id, id) is not None
 
-    def _record(self, dag_id: str, key: bytes) -> Record | None:
-        while True:
-            manifest = self._manifests.get(dag_id)
-            if manifest is None or self._closed:
-                manifest = self._open(dag_id)
-                if manifest is None:
-                    return None
-            try:
-                return reading.find(manifest, key)
-            except Superseded:
-                self._forget(dag_id, manifest)
-
-    def _find(self, dag_id: str, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
-        """A record and its payload, mapped or copied as ``mode`` says."""
-        for _ in range(_ROUNDS):
-            stored = self._record(dag_id, key)
-            if stored is None:
-                return None
-            if not stored.segment:
-                payload = stored.payload
-                return stored, memoryview(payload if mode == READ else bytearray(payload))
-            manifest = self._manifests.get(dag_id)
-            if manifest is None:
-                continue
-            try:
-                directory = manifest.directory
-                return stored, segment.attach(directory, stored.segment, stored.nbytes, mode)
-            except segment.SegmentGone:
-                continue  # replaced or cleared since the record was read
-            except OSError as error:
-                raise manifest.converted(error) from error
-        return self._find_under_lock(dag_id, key, mode)
-
-    def _find_under_lock(
-        self, dag_id: str, key: bytes, mode: str
-    ) -> tuple[Record, memoryview] | None:
-        """What ``_find`` does if writers were faster each time: without any at work."""
-        while True:
-            manifest = self._open(dag_id)
-            if manifest is None:
-                return None
-            try:
-                return manifest.guarded(_find_segment, manifest, key, mode)
-            except Superseded:
-                self._forget(dag_id, manifest)
+    def _record(self, dag_id: str, id: str) -> Record | None:
+        return self._dags.read(dag_id, reading.find, names.encode_id(id, "id"))
 
     # --- Deleting ------------------------------------------------------------------
 
@@ -317,22 +222,13 @@ class Store(AsyncCalls):
         """
         keys = dict.fromkeys(names.encode_id(id, "id") for id in ids)
         now = time.time_ns()
-        changes = [
-            Change(
-                DELETE, 0, 0, key, record.key_hash(key), 0, record.middle(key, b""), 0, 0, None, now
-            )
-            for key in keys
+        changes: list[Change] = [
+            (DELETE, 0, 0, key, key_hash(key), 0, middle(key, b""), 0, 0, None, now) for key in keys
         ]
-        while changes:
-            manifest = self._open(dag_id)
-            if manifest is None:
-                raise NotFound(dag_id, changes[0].key.decode())
-            try:
-                return commit(manifest, changes)
-            except Superseded:
-                self._forget(dag_id, manifest)
-        self._check_open()
-        return None
+        self._dags.check_open()
+        names.encode_id(dag_id, "dag_id")
+        if changes and self._dags.read(dag_id, _commit_deletes, changes) is None:
+            raise NotFound(dag_id, changes[0][3].decode())
 
     def clear(self, dag_id: str) -> ClearReport:
         """Removes a DAG with all its values; an unknown one is no error.
@@ -341,9 +237,9 @@ class Store(AsyncCalls):
         the process dies here, the DAG is either untouched or gone.
         """
         names.encode_id(dag_id, "dag_id")
-        self._check_open()
+        self._dags.check_open()
         cleared = lifecycle.clear_dag(self._space, dag_id)
-        self._manifests.pop(dag_id, None)
+        self._dags.forget(dag_id)
         return ClearReport(cleared)
 
     # --- Looking -------------------------------------------------------------------
@@ -354,15 +250,15 @@ class Store(AsyncCalls):
         Raises:
             NotFound: There is no such value.
         """
-        stored = self._record(dag_id, names.encode_id(id, "id"))
-        if stored is None:
+        record = self._record(dag_id, id)
+        if record is None:
             raise NotFound(dag_id, id)
-        return _entry(dag_id, stored)
+        return stored.entry_of(dag_id, record)
 
     def entries(self, dag_id: str) -> Iterator[Entry]:
         """The entries of a DAG as of now, in the order in which they were stored."""
-        for stored in self._records(dag_id):
-            yield _entry(dag_id, stored)
+        for record in self._records(dag_id):
+            yield stored.entry_of(dag_id, record)
 
     def ids(self, dag_id: str, prefix: str = "", *, newest_first: bool = False) -> Iterator[str]:
         """The ids of a DAG's values as of now, in the order in which they were stored.
@@ -373,34 +269,22 @@ class Store(AsyncCalls):
             newest_first: The other way round.
         """
         wanted = prefix.encode()
-        for stored in self._records(dag_id, newest_first=newest_first):
-            if stored.key.startswith(wanted):
-                yield stored.key.decode()
+        for record in self._records(dag_id, newest_first=newest_first):
+            if record.key.startswith(wanted):
+                yield record.key.decode()
 
     def _records(self, dag_id: str, *, newest_first: bool = False) -> Iterator[Record]:
-        manifest = self._open(dag_id)
-        while manifest is not None:
-            try:
-                return reading.records(manifest, newest_first=newest_first)
-            except Superseded:
-                self._forget(dag_id, manifest)
-                manifest = self._open(dag_id)
-        return iter(())
+        found = self._dags.read(dag_id, reading.records, newest_first)
+        return iter(()) if found is None else found
 
     def count(self, dag_id: str) -> int:
         """How many values a DAG has."""
-        while True:
-            manifest = self._open(dag_id)
-            if manifest is None:
-                return 0
-            try:
-                return reading.totals(manifest).live
-            except Superseded:
-                self._forget(dag_id, manifest)
+        totals = self._dags.read(dag_id, reading.totals)
+        return 0 if totals is None else totals.live
 
     def dags(self) -> list[DagInfo]:
         """All DAGs of the namespace, by name; damaged ones with their fault."""
-        self._check_open()
+        self._dags.check_open()
         found = []
         for token, opened in lifecycle.every_dag(self._space):
             try:
@@ -431,19 +315,19 @@ class Store(AsyncCalls):
         Raises:
             NotFound: There is no such value.
         """
-        stored = self._record(dag_id, names.encode_id(id, "id"))
-        if stored is None:
+        record = self._record(dag_id, id)
+        if record is None:
             raise NotFound(dag_id, id)
-        notes = codecs.explain(stored.codec, provenance.codec_meta(stored.meta), stored.nbytes)
-        if not stored.segment:
-            why = f"inline: payloads of up to {INLINE_LIMIT:,} bytes are copied out of the log"
+        notes = codecs.explain(record.codec, provenance.codec_meta(record.meta), record.nbytes)
+        if not record.segment:
+            why = f"inline: up to {stored.INLINE_LIMIT:,} bytes are copied out of the log"
             notes = [note._replace(copied=True, why=why) for note in notes]
         return Explanation(
             dag_id,
             id,
-            codecs.NAMES.get(stored.codec, str(stored.codec)),
-            names.segment_name(stored.segment) if stored.segment else INLINE,
-            stored.nbytes,
+            codecs.NAMES.get(record.codec, str(record.codec)),
+            names.segment_name(record.segment) if record.segment else INLINE,
+            record.nbytes,
             tuple(notes),
         )
 
@@ -470,11 +354,10 @@ class Store(AsyncCalls):
 
     def close(self) -> None:
         """Ends the use of this object. What it returned stays valid; closing twice is fine."""
-        self._closed = True
-        self._manifests = {}
+        self._dags.close()
 
     def __enter__(self) -> Store:
-        self._check_open()
+        self._dags.check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -484,76 +367,12 @@ class Store(AsyncCalls):
         return Store, (self.root, self.namespace)
 
     def __repr__(self) -> str:
-        closed = ", closed" if self._closed else ""
-        return f"<shmstore.Store {self._space.path!r}{closed}>"
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreClosed
-
-    @overload
-    def _open(self, dag_id: str, create: Literal[True]) -> Manifest: ...
-    @overload
-    def _open(self, dag_id: str) -> Manifest | None: ...
-    def _open(self, dag_id: str, create: bool = False) -> Manifest | None:
-        """The open manifest of a DAG; opened, or created, if need be."""
-        self._check_open()
-        manifest = self._manifests.get(dag_id)
-        if manifest is not None:
-            return manifest
-        names.encode_id(dag_id, "dag_id")
-        if create:
-            manifest = lifecycle.find_or_create_dag(self._space, dag_id)
-        else:
-            manifest = lifecycle.find_dag(self._space, dag_id)
-            if manifest is None:
-                return None
-        # Another thread may have opened it, too: all use the same, as threads
-        # exclude each other by the object.
-        kept = self._manifests.setdefault(dag_id, manifest)
-        for oldest in list(self._manifests)[:-_MOST_OPEN]:
-            if oldest != dag_id:
-                self._manifests.pop(oldest, None)
-        return kept
-
-    def _forget(self, dag_id: str, manifest: Manifest) -> None:
-        if self._manifests.get(dag_id) is manifest:
-            self._manifests.pop(dag_id, None)
+        return f"<shmstore.Store {self._space.path!r}>"
 
 
-def _find_segment(manifest: Manifest, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
-    """Under the commit lock: what the log says is what there is."""
-    stored = reading.find_settled(manifest, key)
-    if stored is None:
-        return None
-    if not stored.segment:
-        payload = stored.payload
-        return stored, memoryview(payload if mode == READ else bytearray(payload))
-    try:
-        return stored, segment.attach(manifest.directory, stored.segment, stored.nbytes, mode)
-    except segment.SegmentGone:
-        raise CorruptValue(
-            "its segment is missing",
-            names.segment_name(stored.segment),
-            manifest.dag_id,
-            key.decode(),
-        ) from None
-
-
-def _entry(dag_id: str, stored: Record) -> Entry:
-    producer, origin, type_name, deps = provenance.parse(stored.meta)
-    return Entry(
-        dag_id,
-        stored.key.decode(),
-        codecs.NAMES.get(stored.codec, str(stored.codec)),
-        type_name,
-        stored.nbytes,
-        names.segment_name(stored.segment) if stored.segment else INLINE,
-        stored.created_ns,
-        producer,
-        origin,
-        deps,
-    )
+def _commit_deletes(manifest: Manifest, changes: list[Change]) -> bool:
+    commit(manifest, changes)
+    return True
 
 
 def _dag_info(manifest: Manifest) -> DagInfo:

@@ -14,7 +14,7 @@ from shmstore import record
 from shmstore.descriptor import Descriptor
 from shmstore.index import Index, IndexDamagedError
 from shmstore.log import Log
-from shmstore.record import EMPTY, HASH_WORD, PUT, Record
+from shmstore.record import EMPTY, HASH_WORD, HEAD_SIZE, KEY_SIZE_WORD, PUT, TAG, Record
 
 
 class Doubt(Enum):
@@ -61,15 +61,17 @@ class View:
             while word := slots[at + 1]:
                 if slots[at] == hashed:
                     offset = word >> 16
-                    if (offset ^ hashed) % 65521 != word & 0xFFFF:
+                    if (offset ^ hashed) % TAG != word & 0xFFFF:
                         return DOUBTFUL
                     if offset >= self.log.size:
                         self.cover(offset + 1)
                     found = self.log.read(offset)
-                    if found is None or found.key_hash != hashed:
+                    if found is None:
                         return DOUBTFUL
                     if found.key == key:
                         return found if found.op == PUT else None
+                    if found.key_hash != hashed:
+                        return DOUBTFUL
                 at += 2
             if slots[at] != EMPTY or not self._sound(first, at):
                 return DOUBTFUL
@@ -93,16 +95,14 @@ class View:
         try:
             while word := slots[at + 1]:
                 if slots[at] == hashed:
-                    offset = record.slot_offset(word, hashed)
-                    length = log.length_at(offset)
-                    start = offset + record.HEAD_SIZE
-                    if length and log.map[start : start + len(key)] == key:
-                        key_size = log.words[(offset >> 3) + 6] & 0xFFFF
-                        if key_size == len(key):
-                            return at, offset
-                    if offset < 0 or not length:
+                    offset = word >> 16
+                    if (offset ^ hashed) % TAG != word & 0xFFFF:
                         raise IndexDamagedError
-                    if log.read(offset) is None:
+                    start = offset + HEAD_SIZE
+                    if (
+                        log.map[start : start + len(key)] == key
+                        and log.words[(offset >> 3) + KEY_SIZE_WORD] & 0xFFFF == len(key)
+                    ) or log.read(offset) is None:
                         return at, offset
                 at += 2
             if slots[at] != EMPTY or at + 2 >= index.room * 2:

@@ -11,6 +11,8 @@ import array
 import collections
 import datetime
 import decimal
+import ipaddress
+import pathlib
 import struct
 import types
 import zoneinfo
@@ -130,6 +132,18 @@ def _decimal(a: Any, b: Any, seen: Seen) -> bool:
     return a.as_tuple() == b.as_tuple()
 
 
+@oracle_for(
+    ipaddress.IPv4Network, ipaddress.IPv6Network, ipaddress.IPv4Interface, ipaddress.IPv6Interface
+)
+def _network(a: Any, b: Any, seen: Seen) -> bool:
+    return bool(a == b)
+
+
+@oracle_for(pathlib.PurePosixPath, pathlib.PosixPath, pathlib.PureWindowsPath)
+def _path(a: Any, b: Any, seen: Seen) -> bool:
+    return a == b and str(a) == str(b) and a.parts == b.parts
+
+
 @oracle_for(types.SimpleNamespace)
 def _namespace(a: Any, b: Any, seen: Seen) -> bool:
     return identical(vars(a), vars(b), seen)
@@ -145,12 +159,26 @@ def _memoryview(a: Any, b: Any, seen: Seen) -> bool:
     return (a.format, a.shape, a.tobytes()) == (b.format, b.shape, b.tobytes())
 
 
+@oracle_for(types.FunctionType, types.BuiltinFunctionType, np.ufunc, type(np.ma.masked))
+def _same_object(a: Any, b: Any, seen: Seen) -> bool:
+    return a is b
+
+
+@oracle_for(slice)
+def _slice(a: slice, b: slice, seen: Seen) -> bool:
+    return _sequence((a.start, a.stop, a.step), (b.start, b.stop, b.step), seen)
+
+
 def _object(a: Any, b: Any, seen: Seen) -> bool:
-    if type(a).__eq__ is object.__eq__ or hasattr(a, "__dict__"):
-        if not hasattr(a, "__dict__"):
-            return a is b
-        return type(a).__module__ != "builtins" and _attributes(a, b, seen)
-    return bool(a == b)
+    if isinstance(a, type):
+        return a is b
+    if isinstance(a, (list, tuple)):
+        return _sequence(a, b, seen) and _attributes(a, b, seen)
+    if isinstance(a, dict):
+        return _mapping(a, b, seen) and _attributes(a, b, seen)
+    if type(a).__eq__ is not object.__eq__ and not hasattr(a, "__dict__"):
+        return bool(a == b)
+    return a is b or (hasattr(a, "__dict__") and _attributes(a, b, seen))
 
 
 def _attributes(a: Any, b: Any, seen: Seen) -> bool:
@@ -177,7 +205,8 @@ def same_dtype(a: np.dtype[Any], b: np.dtype[Any], seen: Seen | None = None) -> 
     if a.fields is None or b.fields is None:
         return a.fields is b.fields
     return a.fields.keys() == b.fields.keys() and all(
-        a.fields[name][1:] == b.fields[name][1:] and same_dtype(a.fields[name][0], b.fields[name][0])
+        a.fields[name][1:] == b.fields[name][1:]
+        and same_dtype(a.fields[name][0], b.fields[name][0])
         for name in a.fields
     )
 
@@ -207,6 +236,8 @@ def _array(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], seen: Seen) -> bool
 
 def _same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     if a.dtype.names is None or a.dtype.kind != "V":
+        if a.dtype.hasobject:
+            return identical(a.tolist(), b.tolist())
         return a.tobytes() == b.tobytes()
     return all(_same_memory(a[name], b[name]) for name in a.dtype.names)
 

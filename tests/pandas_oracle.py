@@ -124,7 +124,7 @@ def _freq(a: Any, b: Any) -> None:
     _need(type(a) is type(b), "freq", a, b)
     if a is not None:
         _need(a == b and a.n == b.n and a.normalize == b.normalize, "freq", a, b)
-        mine, other = a.__reduce__(), b.__reduce__()
+        mine, other = a.__reduce_ex__(4), b.__reduce_ex__(4)
         _need(str(mine) == str(other), "state of freq", mine, other)
 
 
@@ -157,7 +157,8 @@ def _array(a: Any, b: Any) -> None:
             _cell(mine.to_pylist(), other.to_pylist())
     else:
         _need(hasattr(a, "_ndarray"), "an array that the oracle knows", type(a), type(b))
-        _freq(getattr(a, "_freq", None), getattr(b, "_freq", None))
+        if isinstance(a, pd.arrays.DatetimeArray | pd.arrays.TimedeltaArray):
+            _freq(getattr(a, "_freq", None), getattr(b, "_freq", None))
         _numpy(a._ndarray, b._ndarray)
 
 

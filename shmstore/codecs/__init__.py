@@ -21,7 +21,15 @@ from shmstore.errors import CorruptValue, Unserializable
 
 _Value = TypeVar("_Value")
 
-__all__ = ["NAMES", "decode", "encode", "explain", "register_codec"]
+__all__ = [
+    "NAMES",
+    "BufferNote",
+    "Encoded",
+    "decode",
+    "encode",
+    "explain",
+    "register_codec",
+]
 
 NAMES: Final[dict[int, str]] = {
     1: "plain",

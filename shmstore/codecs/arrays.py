@@ -46,14 +46,14 @@ def encode(value: Any) -> Encoded | None:
 
 def split(value: np.ndarray[Any, Any], described: bytes) -> tuple[bytes, memoryview]:
     """Splits an array into its meta and its memory, in the order in which it lies."""
-    shape = value.shape
+    shape: tuple[int, ...] = value.shape
     ndim = len(shape)
     if value.flags.c_contiguous:
         meta = _HEADS[ndim].pack(_C, ndim, *shape) + described
         if value.size:
             dtype = value.dtype
             if dtype.num in _EXPORTED and dtype.isbuiltin == 1:
-                return meta, memoryview(value).cast("B")
+                return meta, memoryview(value).cast("B")  # type: ignore[arg-type]
     elif value.flags.f_contiguous:
         meta = _HEADS[ndim].pack(_F, ndim, *shape) + described
         value = value.T

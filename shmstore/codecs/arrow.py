@@ -22,11 +22,13 @@ import xxhash
 from shmstore.codecs import arrow_ipc
 from shmstore.codecs.arrow_layout import (
     EXTENSION_KEY,
+    Place,
     extension_names,
     layout,
     read_schema,
     shrink,
     sizes,
+    trim,
 )
 from shmstore.codecs.encoded import BufferNote, Encoded, flat
 from shmstore.errors import CorruptValue, Unserializable
@@ -103,7 +105,7 @@ def encode_table(table: pa.Table) -> Encoded | None:
     else:
         # to_batches leaves out empty chunks, and with them their dictionaries.
         chunks = [
-            column.chunk(0) if column.num_chunks else column.combine_chunks()
+            column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
             for column in table.columns
         ]
         batches = [pa.RecordBatch.from_arrays(chunks, schema=table.schema)]
@@ -134,14 +136,17 @@ def _stream(
 ) -> Encoded | None:
     stream = arrow_ipc.write(schema, batches, nbytes, shrink)
     found = layout(stream.schema)
-    if found.list_views:
-        trimmed = [_trim_lists(batch) for batch in batches]
+    if found.scattered:
+        trimmed = [trim(batch) for batch in batches]
         stream = arrow_ipc.write(schema, trimmed, nbytes, shrink)
     extensions = 0
+    read = found.schema
     if EXTENSION_KEY in stream.schema:
+        # Which of these are known may have changed since this schema was last read.
+        read = read_schema(stream.schema)
         extensions = extension_names(schema)[0]
-        if not _same_schema(read_schema(stream.schema), schema):
-            return None
+    if not _same_schema(read, schema):
+        return None
     totals = sizes(found, stream.bodies)
     meta = _pack(
         kind,
@@ -153,23 +158,6 @@ def _stream(
         extensions=extensions,
     )
     return Encoded(CODEC, meta, stream.parts, stream.nbytes)
-
-
-def _trim_lists(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Leaves out the values of list views that a slice does not use.
-
-    The IPC writer keeps all values in front of a slice. Copying is the only way
-    to see how much that is, at any depth.
-    """
-    columns = []
-    for column in batch.columns:
-        try:
-            copy = pa.concat_arrays([column])
-        except pa.ArrowException:
-            copy = column
-        smaller = copy.get_total_buffer_size() * 2 < column.get_total_buffer_size()
-        columns.append(copy if smaller else column)
-    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def _same_schema(back: pa.Schema, schema: pa.Schema) -> bool:
@@ -277,7 +265,8 @@ def _pack(
     return _DIGEST.pack(xxhash.xxh3_64_intdigest(rest)) + rest
 
 
-def _unpack(meta: bytes) -> Meta:
+def unpack(meta: bytes) -> Meta:
+    """Takes a meta apart; raises CorruptValue if it was changed."""
     if len(meta) < _HEAD.size:
         raise CorruptValue(check="too short", where="meta of an Arrow value")
     wanted, kind, extensions, rows, digest, schema, spans, totals = _HEAD.unpack_from(meta)
@@ -302,7 +291,7 @@ def decode(meta: bytes, payload: memoryview) -> Any:
         CorruptValue: If the meta or the payload's metadata was changed.
         Unserializable: If the value has an extension type that is not registered here.
     """
-    facts = _unpack(meta)
+    facts = unpack(meta)
     try:
         if facts.kind <= SCALAR:
             return _decode_stream(facts, payload)
@@ -388,20 +377,18 @@ def _decode_tensor(facts: Meta, payload: memoryview) -> pa.Tensor:
 
 def explain(meta: bytes, nbytes: int) -> list[BufferNote]:
     """Says for each buffer whether ``decode`` copies it, and why."""
-    facts = _unpack(meta)
+    facts = unpack(meta)
     if facts.kind in (SCHEMA, FIELD, TYPE):
         return [BufferNote("schema", nbytes, True, "a schema is parsed, not viewed")]
     if facts.kind in (TENSOR, BUFFER):
         return [BufferNote("data", nbytes, False, "the bytes are used in place")]
-    return [BufferNote(name, size, False, _VIEWED) for name, size, _ in buffers(meta)]
+    return [BufferNote(place.name, size, False, _VIEWED) for place, size in buffers(meta) if size]
 
 
-def buffers(meta: bytes) -> list[tuple[str, int, bool]]:
-    """Name and size of each buffer of a stream, and whether it has to do with a dictionary."""
-    facts = _unpack(meta)
-    found = layout(facts.schema)
-    named = zip(found.names, facts.sizes, found.encoded, strict=True)
-    return [(name, size, encoded) for name, size, encoded in named if size]
+def buffers(meta: bytes) -> list[tuple[Place, int]]:
+    """Each buffer of a stream, with its size, 0 if it is absent."""
+    facts = unpack(meta)
+    return list(zip(layout(facts.schema).places, facts.sizes, strict=True))
 
 
 def encode_stream(value: Any) -> Encoded | None:

@@ -35,23 +35,42 @@ _EMPTY = memoryview(b"")
 _INT32_MAX = 2**31 - 1
 
 
-#: What a buffer is for, where that matters; for offsets the number is their width.
-PLAIN, VIEWS, INDICES, OFFSETS, LARGE_OFFSETS = 0, 1, 2, 4, 8
+#: What a buffer is for.
+PLAIN, VALIDITY, VIEWS, INDICES, OFFSETS, LARGE_OFFSETS, MAP_OFFSETS = range(7)
+
+_OFFSET_BYTES = {OFFSETS: 4, LARGE_OFFSETS: 8, MAP_OFFSETS: 4}
 
 
 class _Buffer(NamedTuple):
-    """A buffer in the walk: what it holds, what it is for, the number of its column."""
+    """A buffer in the walk: what it holds, what it is for, its column, the structs around."""
 
     name: str
     use: int
     node: int
+    structs: tuple[int, ...]
+
+
+class Place(NamedTuple):
+    """What one buffer of a value is.
+
+    Attributes:
+        name: The path of its column, and what it holds of it.
+        use: What it is for.
+        encoded: Whether it is part of a dictionary, or refers to one.
+        structs: Numbers of the places that say which of the structs around are null.
+    """
+
+    name: str
+    use: int
+    encoded: bool
+    structs: tuple[int, ...]
 
 
 class Slots(NamedTuple):
     """The buffers of one kind of message.
 
     Attributes:
-        first: Index of the first one's name in ``Layout.names``.
+        first: Number of the first one's place.
         uses: For each buffer what it is for; data buffers follow views.
         nodes: For each buffer the number of its column, counted at every depth.
     """
@@ -65,18 +84,18 @@ class Layout(NamedTuple):
     """The buffers of a schema's messages.
 
     Attributes:
-        names: What each buffer holds; the data buffers of a view column share one.
+        schema: What the schema is read as.
+        places: What each buffer is; the data buffers of a view column share one place.
         record: Those of a record batch.
         dictionaries: Those of each dictionary batch, by its id.
-        encoded: For each name whether the buffer is part of a dictionary or refers to it.
-        list_views: Whether any column, at any depth, holds list views.
+        scattered: Whether any column, at any depth, holds list views or dense unions.
     """
 
-    names: list[str]
+    schema: pa.Schema
+    places: list[Place]
     record: Slots
     dictionaries: list[Slots]
-    encoded: list[bool]
-    list_views: bool
+    scattered: bool
 
     def slots(self, dictionary: int) -> Slots:
         """The buffers of the message with this dictionary id, -1 for a record batch."""
@@ -88,20 +107,25 @@ def layout(schema: bytes) -> Layout:
     """The layout for a schema, given as the metadata of its message."""
     walk = _Walk()
     record = _Columns()
-    for field in read_schema(schema):
+    read = read_schema(schema)
+    for field in read:
         walk.field(field.name, field.type, record)
-    names: list[str] = []
-    encoded: list[bool] = []
+    places: list[Place] = []
     found = []
     for columns in (record, *walk.dictionaries):
         buffers = columns.buffers
-        found.append(Slots(len(names), [one.use for one in buffers], [one.node for one in buffers]))
-        for name, use, _ in buffers:
-            names.append(name)
+        found.append(
+            Slots(len(places), [one.use for one in buffers], [one.node for one in buffers])
+        )
+        numbers: list[int] = []
+        for name, use, _, structs in buffers:
+            numbers.append(len(places))
+            encoded = columns is not record or use == INDICES
+            around = tuple(numbers[struct] for struct in structs)
+            places.append(Place(name, use, encoded, around))
             if use == VIEWS:
-                names.append(name.removesuffix("views") + "data")
-            encoded += [columns is not record or use == INDICES] * (len(names) - len(encoded))
-    return Layout(names, found[0], found[1:], encoded, walk.list_views)
+                places.append(Place(name.removesuffix("views") + "data", PLAIN, encoded, around))
+    return Layout(read, places, found[0], found[1:], walk.scattered)
 
 
 def read_schema(metadata: bytes) -> pa.Schema:
@@ -117,9 +141,10 @@ class _Columns:
         self.buffers: list[_Buffer] = []
         self.nodes = 0
 
-    def add(self, name: str, use: int = PLAIN) -> None:
-        """Adds a buffer of the column that was begun last."""
-        self.buffers.append(_Buffer(name, use, self.nodes - 1))
+    def add(self, name: str, use: int = PLAIN, structs: tuple[int, ...] = ()) -> int:
+        """Adds a buffer of the column that was begun last; returns its number."""
+        self.buffers.append(_Buffer(name, use, self.nodes - 1, structs))
+        return len(self.buffers) - 1
 
 
 class _Walk:
@@ -127,12 +152,21 @@ class _Walk:
 
     def __init__(self) -> None:
         self.dictionaries: list[_Columns] = []
-        self.list_views = False
+        self.scattered = False
 
-    def field(self, name: str, type_: pa.DataType, columns: _Columns) -> None:
-        """Adds the buffers of a column of this type."""
+    def field(
+        self, name: str, type_: pa.DataType, columns: _Columns, structs: tuple[int, ...] = ()
+    ) -> None:
+        """Adds the buffers of a column of this type.
+
+        Args:
+            name: The path of the column.
+            type_: Its type.
+            columns: What it is added to.
+            structs: Numbers of the validity buffers of the structs directly around it.
+        """
         if isinstance(type_, pa.BaseExtensionType):
-            self.field(name, type_.storage_type, columns)
+            self.field(name, type_.storage_type, columns, structs)
             return
         columns.nodes += 1
         if types.is_null(type_):
@@ -144,28 +178,29 @@ class _Walk:
         if types.is_union(type_):
             columns.add(f"{name}.types")
             if type_.mode == "dense":
+                self.scattered = True
                 columns.add(f"{name}.offsets")
-            self._children(name, type_, columns)
+            self._children(name, type_, columns, ())
             return
-        columns.add(f"{name}.validity")
+        validity = columns.add(f"{name}.validity", VALIDITY, structs)
         if types.is_dictionary(type_):
             columns.add(f"{name}.indices", INDICES)
             values = _Columns()
             self.dictionaries.append(values)
             self.field(f"{name}.dictionary", type_.value_type, values)
         elif types.is_struct(type_):
-            self._children(name, type_, columns)
+            self._children(name, type_, columns, (*structs, validity))
         elif types.is_fixed_size_list(type_):
             self.field(f"{name}.item", type_.value_type, columns)
         elif types.is_list_view(type_) or types.is_large_list_view(type_):
-            self.list_views = True
+            self.scattered = True
             columns.add(f"{name}.offsets")
             columns.add(f"{name}.sizes")
             self.field(f"{name}.item", type_.value_type, columns)
         elif types.is_map(type_):
-            columns.add(f"{name}.offsets", OFFSETS)
+            columns.add(f"{name}.offsets", MAP_OFFSETS)
             columns.nodes += 1
-            columns.add(f"{name}.entries.validity")
+            columns.add(f"{name}.entries.validity", VALIDITY)
             self.field(f"{name}.key", type_.key_type, columns)
             self.field(f"{name}.value", type_.item_type, columns)
         elif types.is_list(type_) or types.is_large_list(type_):
@@ -182,10 +217,10 @@ class _Walk:
         else:
             columns.add(f"{name}.data")
 
-    def _children(self, name: str, type_: Any, columns: _Columns) -> None:
+    def _children(self, name: str, type_: Any, columns: _Columns, structs: tuple[int, ...]) -> None:
         for index in range(type_.num_fields):
             child = type_.field(index)
-            self.field(f"{name}.{child.name}", child.type, columns)
+            self.field(f"{name}.{child.name}", child.type, columns, structs)
 
 
 def extension_names(schema: pa.Schema) -> tuple[int, list[str]]:
@@ -220,10 +255,10 @@ def _fields(schema: pa.Schema) -> Iterator[pa.Field]:
 
 
 def sizes(layout: Layout, bodies: Sequence[Body]) -> Sequence[int]:
-    """Bytes that lie under each of the layout's names, over all messages."""
-    if len(bodies) == 1 and len(bodies[0].sizes) == len(layout.names):
+    """Bytes that lie in each of the layout's places, over all messages."""
+    if len(bodies) == 1 and len(bodies[0].sizes) == len(layout.places):
         return bodies[0].sizes
-    totals = [0] * len(layout.names)
+    totals = [0] * len(layout.places)
     for body in bodies:
         slots = layout.slots(body.dictionary)
         remaining = iter(body.sizes)
@@ -259,10 +294,57 @@ def shrink(schema: bytes, body: Body, buffers: list[memoryview]) -> list[memoryv
                 shrunk[at:end] = [*smaller, *[_EMPTY] * (end - at - 2)]
             at = end
             continue
-        if use >= OFFSETS and len(buffers[at]) > use and body.nodes[2 * node] == 0:
-            shrunk[at] = memoryview(bytes(use))
+        width = _OFFSET_BYTES.get(use)
+        if width and len(buffers[at]) > width and body.nodes[2 * node] == 0:
+            shrunk[at] = memoryview(bytes(width))
         at += 1
     return shrunk
+
+
+def trim(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Leaves out values that no list view and no dense union of a slice refers to.
+
+    The IPC writer keeps all values in front of a slice, or those of the whole
+    column. List views are copied to see how much that is, at any depth; dense
+    unions are looked at only where they are columns.
+    """
+    columns = []
+    for column in batch.columns:
+        if types.is_union(column.type):
+            columns.append(_trim_union(column))
+            continue
+        try:
+            copy = pa.concat_arrays([column])
+        except pa.ArrowException:
+            copy = column
+        smaller = copy.get_total_buffer_size() + _WASTE_BYTES < column.get_total_buffer_size()
+        columns.append(copy if smaller else column)
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _trim_union(union: pa.UnionArray) -> pa.UnionArray:
+    if union.type.mode != "dense":
+        return union
+    codes = _slice_of(union, 1, np.int8)
+    offsets = _slice_of(union, 2, np.int32).copy()
+    children = []
+    for index, code in enumerate(union.type.type_codes):
+        child = union.field(index)
+        chosen = codes == code
+        used = offsets[chosen]
+        start, stop = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 0)
+        offsets[chosen] -= start
+        children.append(child.slice(start, stop - start))
+    buffers = [None, pa.py_buffer(codes), pa.py_buffer(offsets)]
+    return pa.Array.from_buffers(union.type, len(union), buffers, children=children)
+
+
+def _slice_of(union: pa.UnionArray, number: int, dtype: type) -> Any:
+    """Of a buffer the part that belongs to the slice; pyarrow's attributes give all of it."""
+    if not len(union):
+        return np.empty(0, dtype)
+    start = union.offset * np.dtype(dtype).itemsize
+    return np.frombuffer(union.buffers()[number], dtype, len(union), start)
 
 
 def _shrink_column(

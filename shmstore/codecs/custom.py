@@ -72,9 +72,7 @@ def register(
     with _registering:
         holder = _by_name.get(name)
         if holder is not None and holder.type is not kind:
-            raise ValueError(
-                f"the name {name!r} is taken by the codec of {name_of(holder.type)}"
-            )
+            raise ValueError(f"the name {name!r} is taken by the codec of {name_of(holder.type)}")
         former = _by_type.get(kind)
         registered = Registered(kind, encode, decode, name, bool(remote))
         _by_name[name] = registered

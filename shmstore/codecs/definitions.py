@@ -31,7 +31,7 @@ def _reduce_enum(kind: enum.EnumMeta) -> Any:
         raise Unserializable(
             name_of(kind), "an enum with a __new__ of its own must be defined in a module"
         )
-    members = {name: member.value for name, member in kind.__members__.items()}
+    members = {name: value.value for name, value in vars(kind)["_member_map_"].items()}
     head = (kind.__bases__, kind.__name__, kind.__qualname__, kind.__module__, members)
     attributes = _attributes(kind, vars(make_enum(*head)))
     return make_enum, head, attributes, None, None, set_attributes
@@ -83,11 +83,10 @@ def make_named_tuple(
     fields: tuple[str, ...], defaults: dict[str, Any], name: str, qualname: str, module: str
 ) -> type:
     """Makes a named tuple with these fields and nothing else."""
-    made: Any = collections.namedtuple(  # type: ignore[misc]
-        name, fields, defaults=tuple(defaults.values()), module=module
-    )
+    named_tuple: Any = collections.namedtuple
+    made: type = named_tuple(name, fields, defaults=defaults.values(), module=module)
     made.__qualname__ = qualname
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def set_attributes(kind: type, attributes: dict[str, Any]) -> None:

@@ -26,8 +26,9 @@ import dill
 
 from shmstore.codecs import definitions, pickled
 from shmstore.codecs.encoded import BufferNote, Encoded
-from shmstore.codecs.pickled import MAIN_MODULES, Rebuilding, Reducing, Sink, handed_out
 from shmstore.codecs.reading import reader_of
+from shmstore.codecs.rebuilding import Rebuilding, handed_out, load
+from shmstore.codecs.reducing import MAIN_MODULES, Reducing, Sink, unpicklable
 from shmstore.codecs.reductions import AS_THEY_ARE, name_of
 from shmstore.codecs.runs import STREAM, Run, Runs, parse_runs
 from shmstore.errors import CorruptValue, StoreError, Unserializable
@@ -109,7 +110,7 @@ def encode(value: Any, runs: Runs | None, failure: Exception | None) -> Encoded:
     try:
         pickler.dump(value)
     except Exception as exc:
-        raise pickled.unpicklable(exc, pickler.last, value) from exc
+        raise unpicklable(exc, pickler.last, value) from exc
     runs.add_stream(sink)
     encoded = runs.finish(DILL, identity)
     payload = memoryview(b"".join(encoded.parts))
@@ -120,17 +121,15 @@ def encode(value: Any, runs: Runs | None, failure: Exception | None) -> Encoded:
         if isinstance(exc, MemoryError):
             raise
         why = exc.why if isinstance(exc, Unserializable) else str(exc)
-        raise Unserializable(
-            name_of(type(value)), f"it cannot be read back: {why}"
-        ) from failure or exc
-    if type(trial).__qualname__ != type(value).__qualname__:
-        raise Unserializable(
-            name_of(type(value)), f"it would come back as {name_of(type(trial))}"
+        raise Unserializable(name_of(type(value)), f"it cannot be read back: {why}") from (
+            failure or exc
         )
+    if type(trial).__qualname__ != type(value).__qualname__:
+        raise Unserializable(name_of(type(value)), f"it would come back as {name_of(type(trial))}")
     return encoded
 
 
-class _Missing(Exception):  # noqa: N818
+class _Missing(Exception):
     """The script has changed: it has no such name any more."""
 
 
@@ -173,7 +172,7 @@ def _load(kind: Any, runs: list[Run], stream: int, payload: memoryview) -> Any:
         buffers=handed_out(runs[first:stream], payload),
     )
     unpickler.attach(payload, runs)
-    return pickled.load(unpickler, unpickler)
+    return load(unpickler, unpickler)
 
 
 def decode(meta: bytes, payload: memoryview) -> Any:

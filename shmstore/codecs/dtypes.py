@@ -177,7 +177,7 @@ def _build(spec: Any) -> np.dtype[Any]:
     for inner, offset in zip(formats, offsets, strict=True):
         if type(offset) is not int or offset < 0 or offset + inner.itemsize > itemsize:
             raise CorruptValue("a field lies outside its record", "dtype of an array")
-    parts: dict[str, Any] = {
+    parts: Any = {
         "names": names,
         "formats": formats,
         "offsets": offsets,

@@ -19,14 +19,14 @@ from shmstore.codecs.reductions import REDUCERS, as_it_is
 from shmstore.codecs.runs import VIEWED
 
 if TYPE_CHECKING:
-    from shmstore.codecs.pickled import Reducing
+    from shmstore.codecs.reducing import Reducing
 
 _STRING = np.dtypes.StringDType
 
 
 def decide(kind: type) -> Callable[[Any, Any], Any]:
     """Finds the reducer for a type of numpy's, or a subclass of its array."""
-    known = REDUCERS.get(kind)
+    known = _KNOWN.get(kind)
     if known is not None:
         return known
     if issubclass(kind, np.dtype):
@@ -47,9 +47,9 @@ def _array(pickler: Reducing, value: np.ndarray[Any, Any]) -> Any:
         meta, memory = split(value, described)
         return _wire.array, (meta, pickler.runs.memory(value, memory, VIEWED))
     if dtype.kind in "OT":
-        order = "F" if value.flags.fnc else "C"
-        cells = value.reshape(-1, order=order).tolist()
-        head = (dtype, value.shape, order == "F")
+        fortran = bool(value.flags.fnc)
+        cells = (value.T if fortran else value).reshape(-1).tolist()
+        head = (dtype, value.shape, fortran)
         return _wire.cells, head, cells, None, None, _wire.fill_cells
     if dtype.hasobject or dtype.itemsize == 0 or value.ndim == 0:
         return NotImplemented
@@ -93,18 +93,18 @@ _SUBCLASSES: dict[type, str] = {
 
 def _numpy_subclass(pickler: Reducing, value: np.ndarray[Any, Any]) -> Any:
     kind = type(value)
-    # A memmap comes back without its file: its content is what was stored.
-    if kind is not np.memmap and vars(value):
+    # A memmap comes back without its file: its content is what was stored. A
+    # matrix notes there that it is being indexed.
+    if kind is not np.memmap and not vars(value).keys() <= {"_getitem"}:
         return NotImplemented
     return _wire.view_as, (_SUBCLASSES[kind], value.view(np.ndarray))
 
 
+_HOOKS = ("__reduce__", "__reduce_ex__", "__setstate__", "__getstate__")
+
+
 def _pickles_as_array(kind: type) -> bool:
-    return (
-        kind.__reduce__ is np.ndarray.__reduce__
-        and kind.__reduce_ex__ is np.ndarray.__reduce_ex__
-        and kind.__setstate__ is np.ndarray.__setstate__  # type: ignore[attr-defined]
-    )
+    return all(getattr(kind, hook, None) is getattr(np.ndarray, hook, None) for hook in _HOOKS)
 
 
 def _foreign_subclass(pickler: Reducing, value: np.ndarray[Any, Any]) -> Any:
@@ -133,5 +133,7 @@ def _masked(pickler: Reducing, value: np.ma.MaskedArray[Any, Any]) -> Any:
 
 _MASKED_FACTS = vars(np.ma.MaskedArray([1], mask=[True])).keys()
 
-REDUCERS[np.ndarray] = _array
-REDUCERS[np.ma.MaskedArray] = _masked
+_KNOWN: dict[type, Callable[[Any, Any], Any]] = {np.ndarray: _array, np.ma.MaskedArray: _masked}
+for _kind, _reducer in _KNOWN.items():
+    # A codec may have been registered for it before.
+    REDUCERS.setdefault(_kind, _reducer)

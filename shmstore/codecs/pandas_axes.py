@@ -72,8 +72,8 @@ def read_index(source: Reader, spec: Spec) -> pd.Index:
             raise damaged("a range is not made of integers")
         return pd.RangeIndex(*bounds, name=name)
     cls, content = _CLASSES[kind]
-    values = pandas_arrays.read_array(source, spec["values"])
-    if not isinstance(values, content) or values.ndim != 1:
+    values: Any = pandas_arrays.read_array(source, spec["values"])
+    if values.ndim != 1 or not isinstance(values, content):
         raise damaged(f"a {cls.__name__} has values of another type")
     freq = None
     if "freq" in spec:
@@ -117,11 +117,14 @@ def _read_multi(source: Reader, spec: Spec) -> pd.MultiIndex:
     return pd.MultiIndex(levels, codes, sortorder, names, verify_integrity=False)
 
 
+_CODES = [(int(np.iinfo(each).max), np.dtype(each)) for each in ("i1", "i2", "i4")]
+
+
 def code_dtype(categories: int) -> np.dtype[Any]:
     """The dtype to which pandas brings codes into so many categories; others it copies."""
-    for dtype in (np.int8, np.int16, np.int32):
-        if categories < np.iinfo(dtype).max:
-            return np.dtype(dtype)
+    for limit, dtype in _CODES:
+        if categories < limit:
+            return dtype
     return np.dtype(np.int64)
 
 

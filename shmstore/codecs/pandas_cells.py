@@ -77,7 +77,7 @@ def read_strings(source: Reader, spec: Spec) -> Any:
         kind = pd.api.types.infer_dtype(cells, skipna=True)
         if cells.ndim != 1 or kind not in ("string", "empty"):
             raise damaged("a string array has cells that are no strings")
-        cells[np.equal(cells, None)] = dtype.na_value
+        cells[pd.isna(cells)] = dtype.na_value
         return internals.python_strings_of(cells, dtype)
     import pyarrow as pa
 

@@ -140,10 +140,10 @@ def _read(source: Reader, spec: Spec) -> Any:
 def _read_frame(source: Reader, spec: Spec, index: pd.Index) -> pd.DataFrame:
     columns = read_index(source, spec["columns"])
     blocks = []
-    taken = np.zeros(len(columns), dtype=bool)
-    rows, count = len(index), 0
+    rows, total, count = len(index), len(columns), 0
+    taken = np.zeros(total, dtype=bool)
     for block in spec["blocks"]:
-        at = _read_placement(block["at"], len(columns))
+        at = _read_placement(block["at"], total)
         values = read_array(source, block["values"])
         # Only pandas' one-dimensional extension arrays stand for a column by themselves.
         width = values.shape[0] if values.ndim == 2 else 1
@@ -154,7 +154,7 @@ def _read_frame(source: Reader, spec: Spec, index: pd.Index) -> pd.DataFrame:
         taken[at] = True
         count += width
         blocks.append((values, at))
-    if count != len(columns) or not taken.all():
+    if count != total or not taken.all():
         raise damaged("the blocks of a frame do not hold each column once")
     return internals.frame_of(blocks, index, columns)
 

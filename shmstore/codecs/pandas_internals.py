@@ -9,6 +9,7 @@ avoid them in the same way as this module does. Written against pandas 2.2 to
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,14 @@ def intervals_of(left: Any, right: Any, dtype: Any) -> Any:
     return pd.arrays.IntervalArray._simple_new(left, right, dtype)
 
 
+@functools.lru_cache(maxsize=8)
+def _string_array(dtype: Any) -> Any:
+    return dtype.construct_array_type()
+
+
 def python_strings_of(cells: np.ndarray[Any, Any], dtype: Any) -> Any:
     """A string array over an object array that holds str and ``dtype.na_value``."""
-    return dtype.construct_array_type()._simple_new(cells, dtype)
+    return _string_array(dtype)._simple_new(cells, dtype)
 
 
 def arrow_data_of(values: Any) -> Any:
@@ -161,7 +167,7 @@ def arrow_data_of(values: Any) -> Any:
 
 def arrow_strings_of(chunks: Any, dtype: Any) -> Any:
     """A string array over a ChunkedArray of large_string."""
-    kind = dtype.construct_array_type()
+    kind = _string_array(dtype)
     try:
         return kind(chunks, dtype=dtype)
     except TypeError:  # before pandas 3.1 the class alone tells the dtype

@@ -109,7 +109,7 @@ class Writer:
             spec["order"] = "F"
             values = values.T
         if values.nbytes:
-            self.parts.append(memoryview(values.reshape(-1).view(np.uint8)))
+            self.parts.append(values.reshape(-1).view(np.uint8).data)
             self.nbytes += values.nbytes
         return spec
 

@@ -10,7 +10,7 @@ import pandas as pd
 from shmstore import _wire
 
 if TYPE_CHECKING:
-    from shmstore.codecs.pickled import Reducing
+    from shmstore.codecs.reducing import Reducing
 
 
 def _timestamp(pickler: Reducing, value: pd.Timestamp) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from datetime import timezone
+from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -56,7 +56,7 @@ def read_datetimes(source: Reader, spec: Spec) -> Any:
 
 
 def _write_zone(out: Writer, zone: Any) -> Any:
-    if zone is timezone.utc:
+    if zone is UTC:
         return True
     if type(zone) is ZoneInfo and zone.key is not None and _is_system_zone(zone):
         return zone.key
@@ -72,7 +72,7 @@ def _is_system_zone(zone: ZoneInfo) -> bool:
 
 def _read_zone(source: Reader, spec: Any) -> Any:
     if spec is True:
-        return timezone.utc
+        return UTC
     if type(spec) is not str:
         return source.part(spec)
     try:
@@ -85,7 +85,7 @@ def write_freq(out: Writer, freq: Any) -> Any:
     """The freq of a DatetimeIndex or TimedeltaIndex: pandas' alias, or a part."""
     if hasattr(freq, "calendar") or freq.normalize:  # the alias does not tell these
         return out.part(freq)
-    return _alias(type(freq), freq) or out.part(freq)
+    return _alias(freq, type(freq).__name__) or out.part(freq)
 
 
 def read_freq(source: Reader, spec: Any) -> Any:
@@ -97,12 +97,12 @@ def read_freq(source: Reader, spec: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=128)
-def _alias(kind: type, freq: Any) -> str | None:
+def _alias(freq: Any, kind: str) -> str | None:  # 24 hours may equal one day
     try:
         again = to_offset(freq.freqstr)
     except ValueError:
         return None
-    return freq.freqstr if type(again) is kind and again == freq else None
+    return freq.freqstr if type(again).__name__ == kind and again == freq else None
 
 
 @functools.lru_cache(maxsize=128)

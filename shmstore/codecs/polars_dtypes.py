@@ -13,9 +13,11 @@ Spec = str | list[Any]
 _FLAT: dict[Any, str] = {
     getattr(pl, name): name
     for name in (
-        "Binary Boolean Date Float16 Float32 Float64 Int8 Int16 Int32 Int64 Int128 Null Object "
-        "String Time UInt8 UInt16 UInt32 UInt64 UInt128 Unknown"
-    ).split()
+        *("Boolean", "String", "Binary", "Null", "Object", "Unknown", "Date", "Time"),
+        *("Int8", "Int16", "Int32", "Int64", "Int128"),
+        *("UInt8", "UInt16", "UInt32", "UInt64", "UInt128"),
+        *("Float16", "Float32", "Float64"),
+    )
     if hasattr(pl, name)
 }
 

@@ -16,17 +16,15 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 import xxhash
 
 from shmstore.codecs import arrow
-from shmstore.codecs.arrow_layout import read_schema
+from shmstore.codecs.arrow_layout import EXTENSION_KEY, MAP_OFFSETS, VALIDITY, read_schema
 from shmstore.codecs.encoded import ALIGNMENT, BufferNote, Encoded
 from shmstore.codecs.polars_dtypes import (
     EXTENSION,
@@ -42,15 +40,19 @@ CODEC = 7
 
 _NEWEST = pl.CompatLevel.newest()
 
-#: Digest of the rest, then the sizes of the facts (JSON) and of the Arrow meta.
-_HEAD = struct.Struct("<QII")
-_DIGEST_SIZE = 8
+FRAME, SERIES = 1, 2
 
-_WIDE = frozenset({"Int128", "UInt128"})
-#: One of these in the facts is a reason to look closer.
+#: Digest of the rest, kind, rows; size and digest of the columns kept apart;
+#: sizes of the schema (JSON), of the notes (JSON) and of the stream's meta.
+_HEAD = struct.Struct("<QBxxxxxxxQQQIII")
+_DIGEST = struct.Struct("<Q")
+
+#: One of these in the schema is a reason to look closer.
 _SUSPECTS = ('"Object"', '"Int128"', '"UInt128"', '["Array", 0', "\\u0000")
+_WIDE = frozenset({"Int128", "UInt128"})
+_OBJECT = frozenset({"Object"})
 
-_FLAGS = {"SORTED_ASC": False, "SORTED_DESC": True}
+Schema = list[tuple[str, Spec]]
 
 
 class _Stream:
@@ -67,10 +69,11 @@ def encode(value: Any) -> Encoded | None:
     """Encodes a DataFrame or a Series.
 
     Returns:
-        None for what is neither, such as a LazyFrame or an instance of a subclass.
+        None for what is neither, such as a LazyFrame or an instance of a
+        subclass, and for dtypes that are not known here.
 
     Raises:
-        Unserializable: For columns that hold Python objects or arrays of width 0.
+        Unserializable: For columns of Python objects or of arrays of width 0.
     """
     cls = type(value)
     if cls is pl.DataFrame:
@@ -80,17 +83,258 @@ def encode(value: Any) -> Encoded | None:
     else:
         return None
     try:
-        schema = [[name, spec(dtype)] for name, dtype in frame.schema.items()]
+        schema = _schema(frame)
     except KeyError:
         return None
-    facts: dict[str, Any] = {"series": cls is pl.Series, "height": frame.height, "schema": schema}
     text = json.dumps(schema)
     apart: list[int] = []
     if any(suspect in text for suspect in _SUSPECTS):
         apart = [index for index, (name, found) in enumerate(schema) if _is_apart(name, found)]
-    table, inner = _encode_arrow(frame, apart)
-    if inner is None:
+    stream = _encode_stream(frame, apart)
+    lost = None if stream is None else _lost(stream, schema, apart)
+    if lost:
+        apart += lost
+        stream = _encode_stream(frame, apart)
+        lost = None if stream is None else _lost(stream, schema, apart)
+    if stream is None or lost:
         return None
-    read = _reads_as(inner.schema)
-"""
-"""
+    rest = _encode_apart(frame, schema, apart)
+    if rest is None:
+        return None
+    notes: dict[str, Any] = {}
+    if apart:
+        notes["apart"] = sorted(apart)
+    directions = _sorted_columns(frame)
+    if directions:
+        notes["sorted"] = directions
+    meta = _pack(
+        SERIES if cls is pl.Series else FRAME, frame.height, rest, text, notes, stream=stream.meta
+    )
+    if not rest:
+        return Encoded(CODEC, meta, stream.parts, stream.nbytes)
+    gap = bytes(-stream.nbytes % ALIGNMENT)
+    parts = [*stream.parts, gap, rest]
+    return Encoded(CODEC, meta, parts, stream.nbytes + len(gap) + len(rest))
+
+
+def _schema(frame: pl.DataFrame) -> Schema:
+    return [(name, spec(dtype)) for name, dtype in zip(frame.columns, frame.dtypes, strict=True)]
+
+
+def _is_apart(name: str, found: Spec) -> bool:
+    """Whether a column cannot pass through Arrow's C interface."""
+    if is_named(found, _OBJECT):
+        raise Unserializable(
+            "polars.Object",
+            f"column {name!r} holds Python objects, of which polars stores addresses",
+        )
+    if has_width_zero(found):
+        raise Unserializable(
+            "polars.Array", f"column {name!r} has arrays of width 0, which polars cannot read back"
+        )
+    return "\0" in name or has_nul(found) or is_named(found, _WIDE)
+
+
+def _encode_stream(frame: pl.DataFrame, apart: list[int]) -> Encoded | None:
+    if apart:
+        frame = _without(frame, apart)
+    return arrow.encode_table(frame.to_arrow(compat_level=_NEWEST))
+
+
+def _lost(stream: Encoded, schema: Schema, apart: list[int]) -> list[int]:
+    """The columns that would be read with another name or dtype."""
+    kept = [index for index in range(len(schema)) if index not in apart]
+    arrow_schema = arrow.unpack(stream.meta).schema
+    if EXTENSION_KEY in arrow_schema:
+        # Which of these are known may have changed since this schema was last read.
+        _reads_as.cache_clear()
+    read = _reads_as(arrow_schema)
+    return [index for at, index in enumerate(kept) if read[at] != schema[index]]
+
+
+def _without(frame: pl.DataFrame, indexes: list[int]) -> pl.DataFrame:
+    """The frame without some columns; selecting takes names for patterns or replaces them."""
+    names = frame.columns
+    rest = frame.clone()
+    for index in indexes:
+        rest.drop_in_place(names[index])
+    return rest
+
+
+@lru_cache(maxsize=64)
+def _reads_as(arrow_schema: bytes) -> Schema:
+    """The polars schema that a stream with this Arrow schema is read with."""
+    empty = pa.Table.from_batches([], read_schema(arrow_schema))
+    return _schema(pl.DataFrame(_Stream(empty)))
+
+
+def _encode_apart(frame: pl.DataFrame, schema: Schema, apart: list[int]) -> bytes | None:
+    """Writes columns in polars' own IPC format; None if that would change a dtype."""
+    if not apart:
+        return b""
+    rest = _without(frame, [index for index in range(frame.width) if index not in apart])
+    wanted = [schema[index] for index in sorted(apart)]
+    if _schema(_read_apart(_write_apart(rest.clear()))) != wanted:
+        return None
+    return _write_apart(rest)
+
+
+def _write_apart(frame: pl.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    frame.write_ipc_stream(sink, compat_level=_NEWEST)
+    return sink.getvalue()
+
+
+def _read_apart(stored: bytes) -> pl.DataFrame:
+    return pl.read_ipc_stream(io.BytesIO(stored), use_pyarrow=False)
+
+
+def _sorted_columns(frame: pl.DataFrame) -> dict[str, bool]:
+    """Whether descending, by index, for the columns that polars knows to be sorted."""
+    found = {}
+    for index, column in enumerate(frame.get_columns()):
+        flags = column.flags
+        if flags["SORTED_ASC"]:
+            found[str(index)] = False
+        elif flags["SORTED_DESC"]:
+            found[str(index)] = True
+    return found
+
+
+class _Meta(NamedTuple):
+    """What the meta of a value of polars says.
+
+    Attributes:
+        kind: FRAME or SERIES.
+        height: Number of rows.
+        apart_size: Bytes of the columns in polars' own format.
+        apart_digest: Of those bytes.
+        schema: Names and described dtypes, as JSON.
+        notes: Which columns are kept apart, and which are sorted.
+        stream: Meta of the Arrow stream.
+    """
+
+    kind: int
+    height: int
+    apart_size: int
+    apart_digest: int
+    schema: bytes
+    notes: dict[str, Any]
+    stream: bytes
+
+
+def _pack(
+    kind: int, height: int, apart: bytes, schema: str, notes: dict[str, Any], *, stream: bytes
+) -> bytes:
+    text = schema.encode()
+    noted = json.dumps(notes).encode() if notes else b""
+    digest = xxhash.xxh3_64_intdigest(apart)
+    head = _HEAD.pack(0, kind, height, len(apart), digest, len(text), len(noted), len(stream))
+    rest = b"".join((head[_DIGEST.size :], text, noted, stream))
+    return _DIGEST.pack(xxhash.xxh3_64_intdigest(rest)) + rest
+
+
+def _unpack(meta: bytes) -> _Meta:
+    if len(meta) < _HEAD.size:
+        raise CorruptValue(check="too short", where="meta of a polars value")
+    wanted, kind, height, size, digest, schema, notes, stream = _HEAD.unpack_from(meta)
+    if xxhash.xxh3_64_intdigest(memoryview(meta)[_DIGEST.size :]) != wanted:
+        raise CorruptValue(check="the digest differs", where="meta of a polars value")
+    at = _HEAD.size
+    text = meta[at : at + schema]
+    noted = meta[at + schema : at + schema + notes]
+    at += schema + notes
+    return _Meta(
+        kind, height, size, digest, text, json.loads(noted) if noted else {}, meta[at : at + stream]
+    )
+
+
+@lru_cache(maxsize=64)
+def _parse_schema(text: bytes) -> Schema:
+    return [(name, found) for name, found in json.loads(text)]
+
+
+def decode(meta: bytes, payload: memoryview) -> Any:
+    """Rebuilds a DataFrame or Series whose columns view the payload.
+
+    Raises:
+        CorruptValue: If the meta or the stored metadata was changed.
+        Unserializable: If the value has an extension dtype that is not registered here.
+    """
+    facts = _unpack(meta)
+    table = arrow.decode_table(facts.stream, payload)
+    apart = facts.notes.get("apart", [])
+    try:
+        frame = pl.DataFrame(_Stream(table))
+        if apart:
+            frame = _insert(frame, _decode_apart(facts, payload), apart)
+    except pl.exceptions.PolarsError as error:
+        raise CorruptValue(check=f"polars refuses it: {error}", where="payload") from error
+    _compare(frame, facts)
+    for index, descending in facts.notes.get("sorted", {}).items():
+        column = frame.to_series(int(index)).set_sorted(descending=descending)
+        frame.replace_column(int(index), column)
+    return frame.to_series(0) if facts.kind == SERIES else frame
+
+
+def _decode_apart(facts: _Meta, payload: memoryview) -> pl.DataFrame:
+    stored = payload[len(payload) - facts.apart_size :]
+    if len(stored) != facts.apart_size:
+        raise CorruptValue(check="too short", where="columns in polars' own format")
+    if xxhash.xxh3_64_intdigest(stored) != facts.apart_digest:
+        raise CorruptValue(check="the digest differs", where="columns in polars' own format")
+    return _read_apart(bytes(stored))
+
+
+def _insert(frame: pl.DataFrame, rest: pl.DataFrame, indexes: list[int]) -> pl.DataFrame:
+    if not frame.width:
+        return rest
+    for index, column in zip(indexes, rest.get_columns(), strict=True):
+        frame.insert_column(index, column)
+    return frame
+
+
+def _compare(frame: pl.DataFrame, facts: _Meta) -> None:
+    """Refuses a value that this process reads with other dtypes than it was put with."""
+    if frame.height != facts.height:
+        raise CorruptValue(
+            check=f"{frame.height} rows instead of {facts.height}", where="polars value"
+        )
+    wanted = _parse_schema(facts.schema)
+    for (name, found), (old_name, old) in zip(_schema(frame), wanted, strict=True):
+        if found == old and name == old_name:
+            continue
+        if is_named(old, frozenset({EXTENSION})):
+            raise Unserializable(
+                "polars.Extension",
+                f"column {name!r} has the dtype {old!r}, which this process reads as {found!r}; "
+                "call polars.register_extension_type first",
+            )
+        raise CorruptValue(
+            check=f"column {name!r} is read as {found!r} instead of {old!r}", where="polars value"
+        )
+
+
+def explain(meta: bytes, nbytes: int) -> list[BufferNote]:
+    """Says for each buffer whether ``decode`` copies it, and why."""
+    facts = _unpack(meta)
+    found = arrow.buffers(facts.stream)
+    notes = []
+    for place, size in found:
+        if not size:
+            continue
+        if place.encoded:
+            copied = "polars maps categories to its own codes"
+        elif place.use == MAP_OFFSETS:
+            copied = "polars has 64-bit offsets for maps"
+        elif place.use == VALIDITY and any(found[struct][1] for struct in place.structs):
+            copied = "polars merges it with the nulls of the struct around it"
+        else:
+            copied = ""
+        why = copied or "Arrow's C interface hands it over in place"
+        notes.append(BufferNote(place.name, size, bool(copied), why))
+    if facts.apart_size:
+        names = [_parse_schema(facts.schema)[index][0] for index in facts.notes["apart"]]
+        why = "Arrow's C interface does not carry it, so it is in polars' own format"
+        notes.append(BufferNote(", ".join(names), facts.apart_size, True, why))
+    return notes

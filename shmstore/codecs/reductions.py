@@ -29,7 +29,7 @@ from shmstore.codecs.runs import COPIED, VIEWED, RunRef
 from shmstore.errors import Unserializable
 
 if TYPE_CHECKING:
-    from shmstore.codecs.pickled import Reducing
+    from shmstore.codecs.reducing import Reducing
 
 Reducer = Callable[["Reducing", Any], Any]
 
@@ -58,7 +58,8 @@ def _uuid(pickler: Reducing, value: uuid.UUID) -> Any:
 def _zone(pickler: Reducing, value: zoneinfo.ZoneInfo) -> Any:
     if value.key is None:
         return NotImplemented
-    _, (key, cached) = value.__reduce__()
+    reduced: Any = value.__reduce__()
+    key, cached = reduced[1]
     return _wire.zone, (key, bool(cached))
 
 
@@ -117,19 +118,21 @@ def _typed_array(pickler: Reducing, value: array.array[Any]) -> Any:
 
 
 def _memoryview(pickler: Reducing, value: memoryview) -> Any:
-    format = value.format
+    format, shape = value.format, value.shape or ()
     try:
-        # Only what cast makes of bytes again comes back as it was.
-        if 0 in value.shape:
-            raise TypeError
-        memoryview(bytes(value.nbytes)).cast(format, value.shape)  # type: ignore[call-overload]
+        # Only what a cast makes of bytes again comes back as it was.
+        memoryview(bytes(value.itemsize)).cast(format)  # type: ignore[call-overload]
+        if 0 in shape:
+            if shape != (0,):
+                raise ValueError("no bytes can be cast to it")
+            return _wire.memory, (format, None, b"")
         view = value if value.c_contiguous else memoryview(value.tobytes())
         memory = pickler.runs.memory(value, view.cast("B"), VIEWED)
     except (TypeError, ValueError) as exc:
         raise Unserializable(
-            "memoryview", f"its format {format!r} with shape {value.shape} cannot be rebuilt"
+            "memoryview", f"its format {format!r} with shape {shape} cannot be rebuilt"
         ) from exc
-    return _wire.memory, (format, value.shape, memory)
+    return _wire.memory, (format, shape, memory)
 
 
 #: Types whose own pickles name nothing but the type itself, and builtins.

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import types
 import weakref
-from typing import Any, Final
+from typing import Final
 
 _ITERATED = "it runs in this process, and reading it to its end would use it up"
 _OPEN = "it is an open file of this process; store its path or its content"
@@ -77,4 +77,3 @@ def _says_how(kind: type) -> bool:
     return kind.__module__ not in ("io", "_io", "socket") and any(
         hook in vars(kind) for hook in _HOOKS
     )
-

@@ -56,9 +56,14 @@ class RunRef:
 
 
 class Runs:
-    """Collects the runs of one value. For use by one thread."""
+    """Collects the runs of one value. For use by one thread.
+
+    Attributes:
+        asked: True once a ``PickleBuffer`` was met.
+    """
 
     def __init__(self) -> None:
+        self.asked = False
         self._parts: list[Sequence[memoryview | bytes]] = []
         self._table: list[tuple[int, int, bytes]] = []
         # A value can be pickled twice, by reference and by value; both streams
@@ -72,10 +77,6 @@ class Runs:
         self._parts.append(parts)
         self._table.append((nbytes, kind, meta))
         return len(self._table) - 1
-
-    def is_empty(self) -> bool:
-        """True if there is no run so far."""
-        return not self._table
 
     def _too_small(self, nbytes: int) -> bool:
         many = len(self._table) >= _MANY_RUNS
@@ -94,6 +95,7 @@ class Runs:
 
     def hand_out(self, buffer: Any) -> bool:
         """Takes a ``PickleBuffer``; True asks the pickler to keep it in its stream."""
+        self.asked = True
         try:
             view = flat(buffer.raw())
         except BufferError:

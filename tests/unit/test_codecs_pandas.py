@@ -145,18 +145,22 @@ ARRAYS: dict[str, Callable[[], Any]] = {
     },
     "zone UTC": lambda: pd.date_range("2020", periods=3, tz="UTC").array,
     "zone ZoneInfo": lambda: pd.date_range("2020-03-29", periods=3, freq="h", tz=PARIS).array,
-    "zone ZoneInfo UTC": lambda: pd.date_range(
-        "2020", periods=3, tz=zoneinfo.ZoneInfo("UTC")
-    ).array,
-    "zone fixed offset": lambda: pd.date_range(
-        "2020", periods=3, tz=datetime.timezone(datetime.timedelta(hours=5, minutes=30))
-    ).array,
-    "zone named offset": lambda: pd.date_range(
-        "2020", periods=3, tz=datetime.timezone(datetime.timedelta(hours=-3), "here")
-    ).array,
-    "zone dateutil": lambda: pd.date_range(
-        "2020", periods=3, tz=dateutil.tz.gettz("Asia/Tokyo")
-    ).array,
+    "zone ZoneInfo UTC": lambda: (
+        pd.date_range("2020", periods=3, tz=zoneinfo.ZoneInfo("UTC")).array
+    ),
+    "zone fixed offset": lambda: (
+        pd.date_range(
+            "2020", periods=3, tz=datetime.timezone(datetime.timedelta(hours=5, minutes=30))
+        ).array
+    ),
+    "zone named offset": lambda: (
+        pd.date_range(
+            "2020", periods=3, tz=datetime.timezone(datetime.timedelta(hours=-3), "here")
+        ).array
+    ),
+    "zone dateutil": lambda: (
+        pd.date_range("2020", periods=3, tz=dateutil.tz.gettz("Asia/Tokyo")).array
+    ),
     "zone dateutil UTC": lambda: pd.date_range("2020", periods=3, tz=dateutil.tz.UTC).array,
     **{
         f"zone in {unit}": lambda unit=unit: (
@@ -208,9 +212,9 @@ ARRAYS: dict[str, Callable[[], Any]] = {
     "str, many": lambda: pd.array([f"s{n}" for n in range(1000)] + [None], dtype="str"),
     "string[python], many": lambda: pd.array(["é"] * 999 + [None], dtype="string[python]"),
     "str, sliced": lambda: pd.array([f"s{n}" for n in range(1000)], dtype="str")[3:900],
-    "str, in chunks": lambda: pd.concat(
-        [pd.Series([f"s{n}" for n in range(200)], dtype="str")] * 2
-    ).array,
+    "str, in chunks": lambda: (
+        pd.concat([pd.Series([f"s{n}" for n in range(200)], dtype="str")] * 2).array
+    ),
     "sparse": lambda: pd.arrays.SparseArray([0, 0, 1, 2, 0]),
     "sparse of NaN": lambda: pd.arrays.SparseArray([NAN, 1.0, NAN]),
     "sparse of blocks": lambda: pd.arrays.SparseArray([0, 0, 1, 2, 0, 3], kind="block"),
@@ -221,12 +225,12 @@ ARRAYS: dict[str, Callable[[], Any]] = {
     "sparse without values": lambda: pd.arrays.SparseArray([0, 0]),
     "interval": lambda: pd.interval_range(0, 3).array,
     "interval closed left": lambda: pd.interval_range(0.5, 3.5, closed="left").array,
-    "interval of datetimes": lambda: pd.interval_range(
-        pd.Timestamp("2020"), periods=3, freq="D", closed="both"
-    ).array,
-    "interval of zoned": lambda: pd.interval_range(
-        pd.Timestamp("2020", tz=PARIS), periods=3, freq="D"
-    ).array,
+    "interval of datetimes": lambda: (
+        pd.interval_range(pd.Timestamp("2020"), periods=3, freq="D", closed="both").array
+    ),
+    "interval of zoned": lambda: (
+        pd.interval_range(pd.Timestamp("2020", tz=PARIS), periods=3, freq="D").array
+    ),
     "interval of timedeltas": lambda: pd.interval_range(pd.Timedelta(0), periods=3).array,
     "interval with NaN": lambda: pd.arrays.IntervalArray.from_tuples([(0, 1), NAN]),
     "Arrow integers": lambda: pd.array([1, None], dtype=pd.ArrowDtype(pa.int32())),
@@ -314,9 +318,7 @@ INDEXES: dict[str, Callable[[], pd.Index]] = {
     "intervals of datetimes": lambda: pd.interval_range(pd.Timestamp("2020"), periods=2),
     "MultiIndex": lambda: pd.MultiIndex.from_product([["a", "b"], [1, 2]]),
     "MultiIndex names": lambda: pd.MultiIndex.from_arrays([[1], [2]], names=[0, ("t", None)]),
-    "MultiIndex names that repeat": lambda: pd.MultiIndex.from_arrays(
-        [[1], [2]], names=["x", "x"]
-    ),
+    "MultiIndex names that repeat": lambda: pd.MultiIndex.from_arrays([[1], [2]], names=["x", "x"]),
     "MultiIndex unused levels": unused_levels,
     "MultiIndex missing": lambda: pd.MultiIndex.from_arrays([["a", None], [NAN, 1.0]]),
     "MultiIndex of times": lambda: pd.MultiIndex.from_product(
@@ -365,9 +367,13 @@ FRAMES: dict[str, Callable[[], Any]] = {
     "columns of datetimes": lambda: pd.DataFrame(
         [[1, 2]], columns=pd.date_range("2020", periods=2, freq="D")
     ),
-    "columns of categories": lambda: pd.DataFrame([[1, 2]], columns=pd.CategoricalIndex(["a", "b"])),
+    "columns of categories": lambda: pd.DataFrame(
+        [[1, 2]], columns=pd.CategoricalIndex(["a", "b"])
+    ),
     "columns with a name": lambda: pd.DataFrame([[1]], columns=pd.Index(["a"], name=("n",))),
-    "columns, many": lambda: pd.DataFrame(np.zeros((2, 1000)), columns=[f"c{n}" for n in range(1000)]),
+    "columns, many": lambda: pd.DataFrame(
+        np.zeros((2, 1000)), columns=[f"c{n}" for n in range(1000)]
+    ),
     "attrs": lambda: with_attrs(pd.DataFrame({"a": [1]}), {"unit": "m", 3: [None, (1,)]}),
     "attrs with an array": lambda: with_attrs(pd.DataFrame({"a": [1]}), {"x": np.arange(5)}),
     "no duplicate labels": lambda: pd.DataFrame({"a": [1]}).set_flags(
@@ -482,7 +488,9 @@ def test_explain_tells_the_truth(name: str) -> None:
         notes = pandas_frames.explain(encoded.meta, encoded.nbytes)
         assert all(note.why for note in notes)
         again = pandas_frames.decode(encoded.meta, payload)
-        memory = [each for each in (*memory_of(again), *memory_of_attrs(again)) if address_of(each)[1]]
+        memory = [
+            each for each in (*memory_of(again), *memory_of_attrs(again)) if address_of(each)[1]
+        ]
         viewed = [each for each in memory if lies_within(each, payload)]
         told = [note for note in notes if not note.copied]
         if any(isinstance(each, pa.Buffer) for each in viewed):
@@ -530,7 +538,7 @@ def mapped() -> Iterator[Callable[[Any], tuple[Any, mmap.mmap]]]:
 
 def mixed(rows: int = 60) -> pd.DataFrame:
     numbers = np.arange(rows)
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "i": numbers[::-1],
             "j": numbers % 7,
@@ -548,7 +556,6 @@ def mixed(rows: int = 60) -> pd.DataFrame:
         },
         index=pd.Index(numbers * 2, name="key"),
     )
-    return frame
 
 
 def replace_by(column: str, value: Any) -> Callable[[pd.DataFrame], Any]:
@@ -580,14 +587,15 @@ def write_to_row(frame: pd.DataFrame) -> None:
 
 def write_to_orphan(frame: pd.DataFrame) -> None:
     column = frame["g"]
-    frame.drop(columns=list(frame.columns), inplace=True)
+    for name in list(frame.columns):
+        del frame[name]
     column.iloc[0] = 3.0
     assert column.iloc[0] == 3.0
 
 
 def write_to_series_of_index(frame: pd.DataFrame) -> None:
     series = pd.Series(frame.index)
-    frame.reset_index(drop=True, inplace=True)
+    frame.index = pd.RangeIndex(len(frame))
     series.iloc[0] = 5
     assert series.iloc[0] == 5
 
@@ -608,7 +616,7 @@ INPLACE: dict[str, Callable[[pd.DataFrame], Any]] = {
     "set by position": lambda frame: frame.iloc.__setitem__((0, 1), 9),
     "fill missing in place": lambda frame: frame.fillna({"f": 0.0, "n": 0}, inplace=True),
     "replace in place": lambda frame: frame.replace({"j": {1: 100}}, inplace=True),
-    "mask in place": lambda frame: frame.mask(frame["b"], frame.iloc[::-1], inplace=True),
+    "mask": lambda frame: frame.loc.__setitem__((frame["b"], ["f", "g"]), -1.0),
     "fill forwards in place": lambda frame: frame.ffill(inplace=True),
     "update": lambda frame: frame.update(pd.DataFrame({"g": [1.0]}, index=[0])),
     "sort the values in place": lambda frame: frame.sort_values("i", inplace=True),
@@ -628,10 +636,9 @@ INPLACE: dict[str, Callable[[pd.DataFrame], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # it is still there
 @pytest.mark.parametrize("name", INPLACE)
-def test_pandas_writes_to_copies(
-    name: str, mapped: Callable[[Any], tuple[Any, mmap.mmap]]
-) -> None:
+def test_pandas_writes_to_copies(name: str, mapped: Callable[[Any], tuple[Any, mmap.mmap]]) -> None:
     """What pandas does in place works as on any frame, and the stored bytes stay as they are."""
     frame, pages = mapped(mixed())
     before = bytes(pages)
@@ -1039,7 +1046,7 @@ def test_a_missing_time_zone_says_so() -> None:
 
 
 def test_a_pytz_zone_comes_back_as_one() -> None:
-    """pytz is no longer required by pandas, but its zones are in old data."""
+    """Though pandas no longer requires pytz, its zones are in old data."""
     pytz = pytest.importorskip("pytz")
     for zone in (pytz.timezone("Europe/Paris"), pytz.utc, pytz.FixedOffset(90)):
         index = pd.date_range("2020-03-28", periods=3, freq="D", tz=zone)

@@ -1,0 +1,1 @@
+"""Benchmarks: one module a question, one command for all, ``python -m benchmarks``."""

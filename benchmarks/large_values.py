@@ -1,0 +1,74 @@
+"""How arrays and tables are measured: put, then read by another process, three ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import contest
+from benchmarks.contest import Contest
+from benchmarks.measuring import Answer, in_turn, time_gets, time_puts
+
+PUT = "put"
+FIRST = "get, first in a process"
+LATER = "get, once attached"
+READ = "get and read every byte"
+
+
+def measure(
+    answer: Answer,
+    held: Contest,
+    value: Any,
+    label: str,
+    rounds: int,
+    batch: int,
+    read: Callable[[Any], float],
+    raw: Any = None,
+) -> None:
+    """Adds the figures of one value, under operations that end in ``label``.
+
+    Args:
+        answer: Takes the figures, in microseconds.
+        held: The peers.
+        value: What is put.
+        label: What it is.
+        rounds: How often.
+        batch: Under how many ids a round.
+        read: Goes through a value and returns a number that depends on all of it.
+        raw: The bytes that floors write in its stead.
+    """
+    (reader,) = held.workers
+    expected = read(value)
+    for number, peer in in_turn(held.peers, rounds):
+        ids = [f"{label.replace(' ', '-')}-{number + 1}-{n}" for n in range(batch)]
+        bytes_only = not peer.reads and raw is not None
+        put = time_puts(peer.put, ids, raw if bytes_only else value)
+        took = reader.call(_read, peer.name, ids, read, expected) if peer.reads else {}
+        peer.delete(ids)
+        if number >= 0:
+            answer.add(f"{PUT}, {label}", peer.name, put)
+            for operation, time in took.items():
+                answer.add(f"{operation}, {label}", peer.name, time)
+
+
+def _read(
+    name: str, ids: list[str], read: Callable[[Any], float], expected: float
+) -> dict[str, float]:
+    """In the reader: the first get of each value, a get while it is held, a get that reads it."""
+    peer = contest.attached(name)
+    held: list[Any] = []
+
+    def keep(id: str) -> None:
+        held.append(peer.get(id))
+
+    def read_through(id: str) -> None:
+        if read(peer.get(id)) != expected:
+            raise ValueError(f"{name} gave back another value")
+
+    first = time_gets(keep, ids)
+    later = time_gets(peer.get, ids)
+    held.clear()
+    peer.release()
+    through = time_gets(read_through, ids)
+    peer.release()
+    return {FIRST: first, LATER: later, READ: through}

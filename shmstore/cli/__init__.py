@@ -1,0 +1,59 @@
+"""The command line: its frame. Each command is a module of its own, loaded when asked for.
+
+Parsing and printing live here; what a command does lives below, in packages that
+know nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import click
+
+import shmstore
+
+__all__ = ["main"]
+
+
+class Command(NamedTuple):
+    """Where a command lives and what the list of commands says about it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "shmstore.cli.demo", "demo", "Run a small DAG over real data; show that nothing is copied."
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is run, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        found = COMMANDS.get(cmd_name)
+        if found is None:
+            return None
+        command = getattr(importlib.import_module(found.module), found.attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in sorted(COMMANDS)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(shmstore.__version__, prog_name="shmstore")
+def main() -> None:
+    """Results of a pipeline, shared by all processes of a host through shared memory."""

@@ -1,0 +1,238 @@
+"""``shmstore demo``: its options, its progress bar, and how its findings are printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from shmstore.demo.crew import START_METHODS
+from shmstore.demo.facts import DemoError, InputError, Report, Step, Way
+from shmstore.demo.run import Choices, Tick, run
+from shmstore.demo.source import FLIGHTS_BY, FORMATS
+from shmstore.demo.stop import Stopped
+from shmstore.errors import StoreError, UnusableRoot
+from shmstore.namespace import SlowRootWarning
+
+_MOST_ROWS = 12  # of a step with more parts, the rest is summed up in one row
+_STAGE_WIDTH = 20
+
+
+@click.command()
+@click.option("--input", "path", metavar="FILE", help=f"Your own table: a {FORMATS} file.")
+@click.option("--by", metavar="COLUMN", help=f"Split by this column.  [flights: {FLIGHTS_BY}]")
+@click.option("--rows", type=click.IntRange(1), help="Use the first so many rows only.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Worker processes.  [default: 1 a CPU, at most 4]"
+)
+@click.option(
+    "--start-method",
+    type=click.Choice(START_METHODS),
+    default="fork",
+    show_default=True,
+    help="How worker processes are started.",
+)
+@click.option(
+    "--root",
+    metavar="DIR",
+    help="Root of the store.  [default: $SHMSTORE_ROOT or /dev/shm/shmstore-UID]",
+)
+@click.option("--keep", is_flag=True, help="Leave the DAG in the store, to look at it.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
+def demo(
+    path: str | None,
+    by: str | None,
+    rows: int | None,
+    workers: int | None,
+    start_method: str,
+    root: str | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Runs a small DAG over real data and shows that nothing is copied.
+
+    A table (336,776 flights, or your own) is split by a column; worker processes
+    get the parts from the store by id and put their statistics there; these are
+    merged, and checked against the same worked out by one process. Then the same
+    is done by sending the parts through the pool's pipes, for comparison.
+
+    Afterwards nothing is left, unless you ask for it; Ctrl-C leaves nothing either.
+    """
+    choices = Choices(path, by, rows, workers, start_method, root, keep)
+    console = Console(highlight=False, soft_wrap=False)
+    try:
+        with _warnings_as_notes(), _progress(console, shown=not as_json) as tick:
+            report = run(choices, tick)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        click.echo(f"Stopped by {name}; nothing was left behind.", err=True)
+        sys.exit(128 + stopped.signum)
+    except (InputError, UnusableRoot) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except (DemoError, StoreError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(report), "ok": report.ok}, indent=2))
+    else:
+        _print(console, report)
+    sys.exit(0 if report.ok else 1)
+
+
+@contextmanager
+def _progress(console: Console, shown: bool) -> Iterator[Tick]:
+    """A bar for each stage, gone at the end; nothing where no person looks on.
+
+    It is drawn when something happens, not by a thread of its own: the process
+    forks meanwhile.
+    """
+    bars: dict[str, TaskID] = {}
+    with Progress(
+        TextColumn(f"{{task.description:<{_STAGE_WIDTH}}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not (shown and console.is_terminal),
+    ) as progress:
+
+        def tick(stage: str, done: int, of: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=of)
+            progress.update(bars[stage], completed=done, total=of)
+            progress.refresh()
+
+        yield tick
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Says in one line on stderr what Python would wrap in a file name and source code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", SlowRootWarning)
+        yield
+    for warning in caught:
+        click.echo(f"Note: {warning.message}.", err=True)
+
+
+def _print(console: Console, report: Report) -> None:
+    console.print(
+        f"[bold]{escape(report.source)}[/]: {report.rows:,} rows, {report.columns} columns, "
+        f"{_size(report.nbytes)}, split by {escape(report.by)}"
+    )
+    console.print(_steps(report))
+    console.print("  inline: values of up to 16 KiB lie in the log and are copied out.\n")
+    console.print(_workers(report))
+    for line in _verdict(report):
+        console.print(line)
+
+
+def _steps(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("step")
+    table.add_column("process", no_wrap=True)
+    table.add_column("value", overflow="ellipsis", no_wrap=True)
+    for name in ("size", "seconds", "copied by get"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in dict.fromkeys(step.step for step in report.steps):
+        steps = [step for step in report.steps if step.step == name]
+        for step in steps[:_MOST_ROWS]:
+            table.add_row(*_cells(step))
+        if rest := steps[_MOST_ROWS:]:
+            table.add_row(
+                name,
+                "",
+                f"{len(rest)} more",
+                _size(sum(step.nbytes for step in rest)),
+                f"{sum(step.seconds for step in rest):.3f}",
+                _size(sum(step.copied_bytes for step in rest)),
+            )
+    return table
+
+
+def _cells(step: Step) -> tuple[str, ...]:
+    copied = f"{_size(step.copied_bytes)} {step.note}".strip()
+    process = f"{step.process} {step.pid}"
+    return (
+        step.step,
+        process,
+        escape(step.id),
+        _size(step.nbytes),
+        f"{step.seconds:.3f}",
+        copied,
+    )
+
+
+def _workers(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"workers ({report.start_method})", no_wrap=True)
+    for name in ("pid", "parts", "data read", "own memory", "shared memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    ways = [("through the store", report.store)]
+    if report.pickled:
+        ways.append(("by pickling", report.pickled))
+    for name, way in ways:
+        for number, worker in enumerate(way.workers):
+            table.add_row(
+                "" if number else name,
+                str(worker.pid),
+                str(worker.parts),
+                _size(worker.read_bytes),
+                f"+{_size(worker.own_bytes)}",
+                f"+{_size(worker.mapped_bytes)}",
+            )
+    return table
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    yield "  own memory: RssAnon of /proc/<pid>/status, grown since before the first read.\n"
+    yield f"Through the store {_sentence(report.store, 'read')}"
+    if report.pickled:
+        yield f"By pickling       {_sentence(report.pickled, 'received')}"
+    else:
+        yield f"By pickling: left out, {report.pickled_skipped}."
+    if report.ok:
+        yield (
+            f"[green]Checked[/]: the merged statistics of {report.checked_columns} columns equal "
+            "those of one process,\nand the workers read the very bytes that were stored."
+        )
+    elif not report.same_bytes:
+        yield "[red]Wrong[/]: a worker read other bytes than were stored."
+    for difference in report.differences[:10]:
+        yield f"[red]Wrong[/]: {escape(difference)}."
+    if report.kept:
+        yield f"\nKept in namespace {report.namespace!r} of {escape(report.root)}. Look at it:\n"
+        yield "    import shmstore"
+        yield f"    store = shmstore.Store({escape(report.root)!r}, {report.namespace!r})"
+        yield f"    print(*store.entries({report.dag_id!r}), sep='\\n')"
+        yield f"    print(store.get({report.dag_id!r}, 'merged'))"
+        yield f"\nRemove it: rm -r {escape(report.root)}/{report.namespace}"
+
+
+def _sentence(way: Way, verb: str) -> str:
+    count = len(way.workers)
+    return (
+        f"{count} worker{'s' if count > 1 else ''} {verb} {_size(way.read_bytes)} and grew by "
+        f"[bold]{_size(way.own_bytes)}[/], {way.seconds:.2f} s."
+    )
+
+
+def _size(nbytes: int) -> str:
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    if nbytes < 1_000_000:
+        return f"{nbytes / 1000:.1f} KB"
+    return f"{nbytes / 1_000_000:,.1f} MB"

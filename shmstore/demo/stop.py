@@ -1,0 +1,100 @@
+"""Stopping in good order: a signal is noted, and the run ends at its next step.
+
+Nothing is interrupted in the middle, so clean-up always finds things as the code
+left them; a second Ctrl-C does not disturb it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """The person, or the system, asked the run to end.
+
+    Attributes:
+        signum: The signal by which they did.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Stop:
+    """Notes the signals that ask the process to end, while it is entered.
+
+    Attributes:
+        bell: A descriptor that becomes readable when ``ring`` was called or a signal came.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.bell, self._ringer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for signum in SIGNALS:
+            # What is ignored stays so: nohup ignores SIGHUP.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        os.close(self.bell)
+        os.close(self._ringer)
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        self.signum = self.signum or signum
+        self.ring()
+
+    def ring(self) -> None:
+        """Wakes who waits for ``bell``. Any thread, any time."""
+        try:
+            os.write(self._ringer, b"!")
+        except BlockingIOError:
+            pass  # full, so it is ringing
+
+    def silence(self) -> None:
+        """Takes what was rung so far."""
+        try:
+            while os.read(self.bell, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def check(self) -> None:
+        """Ends the run if a signal came.
+
+        Raises:
+            Stopped: One did.
+        """
+        if self.signum:
+            raise Stopped(self.signum)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Holds the signals back: processes started meanwhile do not run this one's handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_go_in_worker() -> None:
+    """In a worker: Ctrl-C is for the main process, which ends its workers by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,0 +1,110 @@
+"""The DAGs that a store has open, and trying again when one was cleared meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from shmstore import lifecycle, names
+from shmstore.errors import StoreBusy, StoreClosed
+from shmstore.manifest import Manifest, Superseded
+from shmstore.namespace import Namespace
+
+R = TypeVar("R")
+
+# More open DAGs than this, and the one opened first is closed again; each holds
+# about five descriptors.
+_MOST_OPEN = 64
+# Clears by others that one call outlasts.
+_MOST_SUPERSEDED = 1000
+
+
+class OpenDags:
+    """Open manifests by dag_id. Threads share it, and each manifest in it.
+
+    Threads of a process exclude each other by the manifest's lock object, so two
+    that open the same DAG at once must end up with the same one.
+
+    Attributes:
+        space: The namespace.
+        manifests: What is open; empty after ``close``.
+    """
+
+    __slots__ = ("_closed", "manifests", "space")
+
+    def __init__(self, space: Namespace) -> None:
+        self.space = space
+        self.manifests: dict[str, Manifest] = {}
+        self._closed = False
+
+    def read(
+        self,
+        dag_id: str,
+        call: Callable[..., R],
+        *args: Any,
+    ) -> R | None:
+        """Returns ``call(manifest, ...)``, or None if there is no such DAG."""
+        for _ in range(_MOST_SUPERSEDED):
+            manifest = self.manifests.get(dag_id) or self._open(dag_id)
+            if manifest is None:
+                return None
+            try:
+                return call(manifest, *args)
+            except Superseded:
+                self._forget(dag_id, manifest)
+        raise _never_settled(dag_id)
+
+    def write(
+        self,
+        dag_id: str,
+        call: Callable[..., R],
+        *args: Any,
+    ) -> R:
+        """Returns ``call(manifest, ...)``; the DAG is created if need be."""
+        for _ in range(_MOST_SUPERSEDED):
+            manifest = self.manifests.get(dag_id) or self._create(dag_id)
+            try:
+                return call(manifest, *args)
+            except Superseded:
+                self._forget(dag_id, manifest)
+        raise _never_settled(dag_id)
+
+    def check_open(self) -> None:
+        """Raises StoreClosed after ``close``."""
+        if self._closed:
+            raise StoreClosed
+
+    def close(self) -> None:
+        """Lets go of all DAGs, and opens none any more."""
+        self._closed = True
+        self.manifests = {}
+
+    def forget(self, dag_id: str) -> None:
+        """Lets go of a DAG; it is opened again when needed."""
+        self.manifests.pop(dag_id, None)
+
+    def _open(self, dag_id: str) -> Manifest | None:
+        self.check_open()
+        names.encode_id(dag_id, "dag_id")
+        manifest = lifecycle.find_dag(self.space, dag_id)
+        return None if manifest is None else self._keep(dag_id, manifest)
+
+    def _create(self, dag_id: str) -> Manifest:
+        self.check_open()
+        names.encode_id(dag_id, "dag_id")
+        return self._keep(dag_id, lifecycle.find_or_create_dag(self.space, dag_id))
+
+    def _keep(self, dag_id: str, manifest: Manifest) -> Manifest:
+        kept = self.manifests.setdefault(dag_id, manifest)
+        for oldest in list(self.manifests)[:-_MOST_OPEN]:
+            if oldest != dag_id:
+                self.manifests.pop(oldest, None)
+        return kept
+
+    def _forget(self, dag_id: str, manifest: Manifest) -> None:
+        if self.manifests.get(dag_id) is manifest:
+            self.manifests.pop(dag_id, None)
+
+
+def _never_settled(dag_id: str) -> StoreBusy:
+    return StoreBusy(f"DAG {dag_id!r}", 0.0, "processes that clear it again and again")

@@ -1,0 +1,144 @@
+"""From a value to what is stored of it, and back to its payload.
+
+Where a payload lies is decided here: in the manifest's log up to the inline
+limit, in a segment of its own above it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from shmstore import codecs, names, provenance, reading, record, segment
+from shmstore.commit import Change
+from shmstore.entry import INLINE, Entry
+from shmstore.errors import CorruptValue
+from shmstore.manifest import Manifest, Superseded
+from shmstore.opened import OpenDags
+from shmstore.provenance import build_meta, type_name, who
+from shmstore.record import PUT, Record
+from shmstore.segment import READ
+
+#: Payloads up to this many bytes lie in the log and are copied out by get; larger
+#: ones get a segment. About where both cost the same (docs/performance.md).
+INLINE_LIMIT = 16 << 10
+
+_ROUNDS = 16
+
+
+def prepare(
+    dags: OpenDags,
+    dag_id: str,
+    id: str,
+    key: bytes,
+    value: Any,
+    encoded: codecs.Encoded,
+    deps: Sequence[bytes],
+) -> tuple[Change, Entry]:
+    """Writes a payload, if it is large, and makes the parts of its record.
+
+    Nobody sees anything of it until the change is committed. If the process dies
+    before that, the kernel frees what was written.
+
+    Raises:
+        StoreFull: No room for the payload.
+    """
+    codec, codec_meta, parts, nbytes = encoded
+    kind = type(value)
+    meta = build_meta(codec_meta, kind, deps)
+    number, file, location = 0, None, INLINE
+    if nbytes <= INLINE_LIMIT:
+        payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        middle = record.middle(key, meta, payload)
+    else:
+        middle = record.middle(key, meta)
+        number = names.new_segment_number()
+        location = names.segment_name(number)
+        file = segment.write(dags.space.directory, parts, nbytes)
+    now = time.time_ns()
+    entry = (
+        dag_id,
+        id,
+        codecs.NAMES[codec],
+        type_name(kind),
+        nbytes,
+        location,
+        now,
+        who(),
+        None,
+        tuple([dep.decode() for dep in deps]) if deps else (),
+    )
+    return (
+        (PUT, codec, 0, key, record.key_hash(key), len(meta), middle, nbytes, number, file, now),
+        tuple.__new__(Entry, entry),
+    )
+
+
+def find(dags: OpenDags, dag_id: str, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
+    """The record of a value and its payload, mapped or copied as ``mode`` says.
+
+    Returns:
+        None if there is no such value on this host.
+    """
+    manifest = dags.manifests.get(dag_id)
+    if manifest is not None:
+        try:
+            return _find(manifest, key, mode)
+        except (segment.SegmentGone, Superseded):
+            pass
+    for _ in range(_ROUNDS):
+        try:
+            return dags.read(dag_id, _find, key, mode)
+        except segment.SegmentGone:
+            continue  # replaced since its record was read
+    return dags.read(dag_id, _find_under_lock, key, mode)
+
+
+def _find(manifest: Manifest, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
+    stored = reading.find(manifest, key)
+    if stored is None:
+        return None
+    if not stored.segment:
+        payload = stored.payload
+        return stored, memoryview(payload if mode == READ else bytearray(payload))
+    try:
+        attached = segment.attach(manifest.directory, stored.segment, stored.nbytes, mode)
+    except OSError as error:
+        raise manifest.converted(error) from error
+    except segment.SegmentGone:
+        manifest.check_place()
+        raise
+    return stored, attached
+
+
+def _find_under_lock(manifest: Manifest, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
+    """What ``_find`` does if writers were faster each time: with none at work."""
+
+    def look() -> tuple[Record, memoryview] | None:
+        reading.find_settled(manifest, key)
+        return _find(manifest, key, mode)
+
+    try:
+        return manifest.guarded(look)
+    except segment.SegmentGone:
+        raise CorruptValue(
+            "its segment is missing", "the DAG's directory", manifest.dag_id, key.decode()
+        ) from None
+
+
+def entry_of(dag_id: str, stored: Record) -> Entry:
+    """The entry of a record."""
+    by, origin, kind, deps = provenance.parse(stored.meta)
+    return Entry(
+        dag_id,
+        stored.key.decode(),
+        codecs.NAMES.get(stored.codec, str(stored.codec)),
+        kind,
+        stored.nbytes,
+        names.segment_name(stored.segment) if stored.segment else INLINE,
+        stored.created_ns,
+        by,
+        origin,
+        deps,
+    )
