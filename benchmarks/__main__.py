@@ -1,75 +1,12 @@
-"""The command: ``python -m benchmarks``."""
+"""Runs the command.
 
-from __future__ import annotations
-
-import argparse
-import sys
-import time
-from collections.abc import Sequence
-
-from benchmarks import arrays, machine, many_entries, place, profile, report
-from benchmarks import small_values as small
-from benchmarks import tables, writers
-from benchmarks.contest import Bench
-from benchmarks.measuring import Answer
-
-#: The questions of ``local``, by name.
-LOCAL = {question.NAME: question for question in (small, arrays, tables, many_entries, writers)}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what was asked for; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    if options.command is None:
-        print("python -m benchmarks local   the store of one host; its questions (--only):")
-        for question in LOCAL.values():
-            print(f"    {question.NAME:<10}{question.TITLE}")
-        print("python -m benchmarks profile {put,get}   where the time of a small one goes")
-        return 0
-    with place.temporary() as path:
-        print(machine.line(path), flush=True)
-        try:
-            if options.command == "profile":
-                print(profile.run(Bench(path, options.quick), options.call))
-            else:
-                _local(path, options)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-    return 0
-
-
-def _local(path: str, options: argparse.Namespace) -> None:
-    start = time.monotonic()
-    facts = machine.describe(path)
-    answers: list[Answer] = []
-    if options.quick:
-        print("A quick run: it shows that everything works, its figures mean little.")
-    for name in options.only or LOCAL:
-        print(f"\nmeasuring {name} ...", file=sys.stderr, flush=True)
-        answers.append(LOCAL[name].run(Bench(path, options.quick)))
-        print(report.show(answers[-1]), flush=True)
-    seconds = time.monotonic() - start
-    print(report.verdicts(answers) + f", in {seconds:.0f} s")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            file.write(report.as_json(facts, options.quick, seconds, answers))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(dest="command")
-    local = commands.add_parser("local", help="the store of one host, beside floors and peers")
-    local.add_argument("--json", metavar="FILE", help="write every round there, too")
-    local.add_argument("--quick", action="store_true", help="seconds, to see that it works")
-    local.add_argument(
-        "--only", action="append", choices=LOCAL, metavar="NAME", help="one question; repeatable"
-    )
-    shown = commands.add_parser("profile", help="where the time of a small put or get goes")
-    shown.add_argument("call", choices=("put", "get"))
-    shown.add_argument("--quick", action="store_true", help="a second, to see that it works")
-    return parser
-
+A process that multiprocessing spawns imports this module anew; so it imports nothing
+unless it is run.
+"""
 
 if __name__ == "__main__":
+    import sys
+
+    from benchmarks.command import main
+
     sys.exit(main())

@@ -122,7 +122,9 @@ def _measure_opening(bench: Bench, root: str, many: int, answer: Answer) -> None
 
 def open_dag(root: str, dag: str, id: str) -> tuple[float, int, float]:
     """In a new process: microseconds of opening, kB of anonymous memory, and of importing."""
-    command = "import time; t = time.perf_counter(); import shmstore; print(time.perf_counter() - t)"
+    command = (
+        "import time; t = time.perf_counter(); import shmstore; print(time.perf_counter() - t)"
+    )
     imported = float(os.popen(f"{sys.executable} -c '{command}'").read()) * 1e6
     with no_garbage():
         before = _anonymous_kb()

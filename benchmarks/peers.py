@@ -30,6 +30,7 @@ class Peer:
         name: Its name in the tables.
         note: Its settings, or "".
         reads: False for what only shows what writing costs.
+        views: True if a get of a large value copies nothing.
         address: What another process needs to use the same place; picklable.
         put: Stores a value under an id.
         get: Returns it.
@@ -38,6 +39,7 @@ class Peer:
     name: ClassVar[str]
     note: ClassVar[str] = ""
     reads: ClassVar[bool] = True
+    views: ClassVar[bool] = False
     address: Any
     put: Callable[[str, Any], Any]
     get: Callable[[str], Any]
@@ -70,6 +72,7 @@ class Shmstore(Peer):
     """This project."""
 
     name = "shmstore"
+    views = True
     dag = "bench"
 
     def __init__(self, address: Any) -> None:
@@ -348,6 +351,8 @@ class SharedMemory(Peer):
 class SharedArrays(SharedMemory):
     """The same for one-dimensional arrays of float64."""
 
+    views = True
+
     def put(self, id: str, value: Any) -> None:
         """Copies an array into a new block."""
         import numpy as np
@@ -365,6 +370,8 @@ class SharedArrays(SharedMemory):
 
 class SharedTables(SharedMemory):
     """The same for Arrow tables, as streams."""
+
+    views = True
 
     def put(self, id: str, value: Any) -> None:
         """Writes a table's stream into a new block."""

@@ -107,15 +107,17 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
     need = view.log.words[TAIL] + (RESERVE if putting else 0)
     for change in changes:
         need += SMALLEST + len(change[6])
-    if need > view.log.size:
-        view.log = view.log.extend(manifest.directory, need)
     if view.index.head[USED] + len(changes) > view.index.limit and putting:
         view = _grown(manifest, view, len(changes))
+    # By a name of its own: readers of this process may set view.log meanwhile.
+    log = view.log
+    if need > log.size:
+        log = view.log = log.extend(manifest.directory, need)
 
     # 2. The records come to lie behind the tail, where they do not count yet, so
     # this may refuse at any of them.
     lock = manifest.lock
-    log, index = view.log, view.index
+    index = view.index
     words, memory, seed = log.words, log.view, log.seed
     offset = words[TAIL]
     sequence = live = live_bytes = dead = 0
@@ -126,7 +128,7 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
     unnamed = False
     for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
         try:
-            at, old = view.locate(key, hashed)
+            at, old = view.locate(log, key, hashed)
         except IndexDamagedError:
             recovery.rebuild_index(manifest)
             _commit(order)
@@ -204,7 +206,7 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
     if hook is not None:
         hook("commit:counted")
     if dead > compaction.FLOOR:
-        compaction.when_worth_it(manifest, view, dead)
+        compaction.when_worth_it(manifest, view, log, dead)
 
 
 def _grown(manifest: Manifest, view: View, more: int) -> View:

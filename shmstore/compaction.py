@@ -10,7 +10,6 @@ import numpy as np
 
 from shmstore import files, index, log, names, record
 from shmstore.crashpoints import reach
-from shmstore.errors import StoreError
 from shmstore.index import Index, IndexDamagedError
 from shmstore.log import Log
 from shmstore.manifest import Manifest
@@ -21,18 +20,19 @@ from shmstore.view import View
 FLOOR = 1 << 20
 
 
-def when_worth_it(manifest: Manifest, view: View, dead: int) -> None:
+def when_worth_it(manifest: Manifest, view: View, old_log: Log, dead: int) -> None:
     """Compacts if dead bytes exceed live ones. Under the commit lock."""
-    if dead * 2 < view.log.words[TAIL] - PAGE or dead < manifest.compact_at:
+    if dead * 2 < old_log.words[TAIL] - PAGE or dead < manifest.compact_at:
         return
     try:
-        compact(manifest, view)
+        compact(manifest, view, old_log)
         manifest.compact_at = 0
-    except (OSError, StoreError, IndexDamagedError):
+    except Exception:
+        # The commit before it stands, and so do the old files.
         manifest.compact_at = dead + FLOOR  # not again at once
 
 
-def compact(manifest: Manifest, view: View) -> View:
+def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     """Writes a new log of the live records and an index over it; makes them current.
 
     Records are moved as they are; only a checkpoint with the new totals is added.
@@ -41,9 +41,8 @@ def compact(manifest: Manifest, view: View) -> View:
     that, only the old files are left over.
     """
     reach("compact:begin")
-    old_log = view.log
     tail = old_log.words[TAIL]
-    hashes, offsets, sizes = _live_records(view, tail)
+    hashes, offsets, sizes = _live_records(view, old_log, tail)
     starts = np.cumsum(sizes) - sizes
     totals = old_log.totals()
     length = record.SMALLEST
@@ -84,14 +83,14 @@ def compact(manifest: Manifest, view: View) -> View:
     return compacted
 
 
-def _live_records(view: View, tail: int) -> tuple[np.typing.NDArray[np.uint64], ...]:
+def _live_records(view: View, old_log: Log, tail: int) -> tuple[np.typing.NDArray[np.uint64], ...]:
     """Hashes, offsets and lengths of the live records, in the order of the log."""
     hashes, offsets = view.index.entries()
     order = np.argsort(offsets)
     hashes, offsets = hashes[order], offsets[order]
     if len(offsets) and int(offsets[-1]) + record.SMALLEST > tail:
         raise IndexDamagedError("a slot points behind the tail")
-    words = np.frombuffer(view.log.words, dtype=np.uint64)
+    words = np.frombuffer(old_log.words, dtype=np.uint64)
     heads = words[(offsets >> np.uint64(3)) + np.uint64(LENGTH_WORD)]
     live = (heads >> np.uint64(32)) & np.uint64(0xFF) == PUT
     hashes, offsets = hashes[live], offsets[live]

@@ -17,7 +17,7 @@ import numpy as np
 from shmstore import files, index, log, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
-from shmstore.errors import StoreError, UnusableRoot
+from shmstore.errors import CorruptValue, StoreError, UnusableRoot
 from shmstore.files import remove_tree
 from shmstore.lock import LockLost
 from shmstore.manifest import Manifest
@@ -120,26 +120,44 @@ def clear_dag(space: Namespace, dag_id: str) -> bool:
     """
     token = names.dag_token(dag_id)
     found = False
-    while True:
-        manifest = _open_at(space, token, dag_id)
-        if manifest is None:
-            break
+    lost = 0
+    while not found:
         try:
-            aside = space.lifecycle.run(_mark_and_move, (space, token, manifest))
+            if lost > 3:  # not cleared by somebody else: its lock is missing
+                raise CorruptValue("it is missing", names.LOCK, dag_id)
+            manifest = _open_at(space, token, dag_id)
+            if manifest is None:
+                break
+            found = space.lifecycle.run(_mark_and_move, (space, token, manifest))
+        except CorruptValue:
+            found = space.lifecycle.run(_move_damaged, (space, token))
         except LockLost:
             _check_space(space)
-            continue
+            lost += 1
         except TimeoutError:
             raise
         except OSError as error:
             raise _converted(space, error) from error
-        if aside:
-            found = True
-            break
     _finish_clearing(space, token)
     empty_trash(space)
     reach("clear:freed")
     return found
+
+
+def _move_damaged(dag: tuple[Namespace, str]) -> bool:
+    """Carries away a DAG whose control page is damaged. Under the lifecycle lock.
+
+    Who has it open sees CLEARED all the same: the word is written into the file.
+    """
+    space, token = dag
+    try:
+        directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
+        file = Descriptor.open(names.MANIFEST, os.O_RDWR, within=directory.fd)
+    except FileNotFoundError:
+        return False
+    os.pwrite(file.fd, CLEARED.to_bytes(8, "little"), STATE * 8)
+    _move_aside(space, token)
+    return True
 
 
 def _mark_and_move(dag: tuple[Namespace, str, Manifest]) -> bool:
@@ -179,7 +197,7 @@ def _finish_clearing(space: Namespace, token: str) -> None:
         try:
             directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
             left = not Manifest(directory, None).live
-        except FileNotFoundError:
+        except (FileNotFoundError, CorruptValue):
             return
         if left:
             _move_aside(space, token)

@@ -36,7 +36,7 @@ _REFUSED = {
     "9p": "a file system shared with another machine: mappings do not reach across",
     "virtiofs": "a file system shared with another machine: mappings do not reach across",
 }
-_warned: set[str] = set()
+_fit: set[str] = set()  # paths that this process has looked at
 
 
 class SlowRootWarning(UserWarning):
@@ -71,8 +71,8 @@ class Namespace:
         self.name = name
         self.path = os.path.join(self.root, name)
         try:
-            for path in (self.root, self.path):
-                _own_directory(path)
+            _own_directory(self.root, forbidden=0o022)
+            _own_directory(self.path, forbidden=0o077)
             flags = os.O_RDONLY | os.O_DIRECTORY
             self.directory = Descriptor.open(self.path, flags)
             if not _exists(self.directory, names.CONTROL):
@@ -88,7 +88,8 @@ class Namespace:
         self.lifecycle = Lock(self.directory, names.LIFECYCLE_LOCK, f"namespace {name!r}", rank=0)
 
 
-def _own_directory(path: str) -> None:
+def _own_directory(path: str, forbidden: int) -> None:
+    """Makes a directory, or checks that one is ours and closed to others."""
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         status = os.stat(path)
@@ -104,10 +105,10 @@ def _own_directory(path: str) -> None:
             f"it belongs to user {status.st_uid} and you are {os.geteuid()}; every user "
             "has a root of their own",
         )
-    if stat.S_IMODE(status.st_mode) & 0o077:
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & forbidden and not mode & stat.S_ISVTX:
         raise UnusableRoot(
-            path,
-            f"others may enter it (mode {stat.S_IMODE(status.st_mode):04o}); run chmod 700 {path}",
+            path, f"other users may change what is in it (mode {mode:04o}); run chmod 700 {path}"
         )
 
 
@@ -210,12 +211,14 @@ def _boot_id() -> int:
 
 
 def _check_file_system(path: str) -> None:
+    if path in _fit:
+        return
     kind = file_system(path)
     for refused, why in _REFUSED.items():
         if kind == refused or kind.startswith(refused + "."):
             raise UnusableRoot(path, f"it is on {kind}, {why}; use /dev/shm or another tmpfs")
-    if kind not in ("tmpfs", "ramfs") and path not in _warned:
-        _warned.add(path)
+    _fit.add(path)
+    if kind not in ("tmpfs", "ramfs"):
         warnings.warn(
             f"{path} is on {kind}, not in shared memory (tmpfs): every value is written to "
             "disk sooner or later, and reading one back may wait for the disk",

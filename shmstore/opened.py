@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shmstore import lifecycle, names
-from shmstore.errors import StoreBusy, StoreClosed
+from shmstore.errors import CorruptValue, StoreClosed
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 # More open DAGs than this, and the one opened first is closed again; each holds
 # about five descriptors.
 _MOST_OPEN = 64
-# Clears by others that one call outlasts.
+# How often one call tries again because others cleared the DAG meanwhile.
 _MOST_SUPERSEDED = 1000
 
 
@@ -106,5 +106,5 @@ class OpenDags:
             self.manifests.pop(dag_id, None)
 
 
-def _never_settled(dag_id: str) -> StoreBusy:
-    return StoreBusy(f"DAG {dag_id!r}", 0.0, "processes that clear it again and again")
+def _never_settled(dag_id: str) -> CorruptValue:
+    return CorruptValue("its files keep vanishing", "the DAG's directory", dag_id)

@@ -90,18 +90,20 @@ def find_settled(manifest: Manifest, key: bytes) -> Record | None:
     """What ``find`` does, under the lock, after putting right what made it doubt."""
     view = recovery.settled(manifest, [])
     hashed = record.key_hash(key)
+    log = view.log
     try:
-        _, offset = view.locate(key, hashed)
+        _, offset = view.locate(log, key, hashed)
     except IndexDamagedError:
         view = recovery.rebuild_index(manifest)
-        _, offset = view.locate(key, hashed)
+        log = view.log
+        _, offset = view.locate(log, key, hashed)
     if not offset:
         return None
-    found = view.log.read(offset)
+    found = log.read(offset)
     if found is None:
         raise CorruptValue(
             "its record fails its check",
-            f"{names.log_name(view.log.number)} at {offset}",
+            f"{names.log_name(log.number)} at {offset}",
             manifest.dag_id,
             key.decode(errors="replace"),
         )

@@ -55,7 +55,8 @@ pack_head = _HEAD.pack
 pack_totals = _TOTALS.pack
 unpack_totals = _TOTALS.unpack_from
 SMALLEST = HEAD_SIZE + TOTALS_SIZE
-LARGEST = 1 << 31
+#: Bytes of a record that the store writes; the format allows 4 GiB.
+LARGEST = 1 << 30
 #: Modulus of a slot's tag: the largest prime below 2**16.
 TAG = 65521
 

@@ -69,14 +69,15 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
     pending = list(view.log.scan(start, end))
     if not pending or pending[-1][0] + pending[-1][1].length != end:
         return _repair_positions(manifest, view)
+    log = view.log
     try:
         if view.index.head[USED] + len(pending) > view.index.limit:
             view = grow(manifest, view, len(pending))
         for offset, found in pending:
             if found.op == CHECKPOINT:
                 continue
-            at, old = view.locate(found.key, found.key_hash)
-            old_words = view.log.words
+            at, old = view.locate(log, found.key, found.key_hash)
+            old_words = log.words
             if old and old != offset and (old_words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
                 segment = old_words[(old >> 3) + SEGMENT_WORD]
                 if segment:
@@ -87,7 +88,7 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
             reach("redo:slot")
     except IndexDamagedError:
         return rebuild_index(manifest)
-    view.log.words[INDEXED] = end
+    log.words[INDEXED] = end
     manifest.control[COUNTER] += 1
     reach("redo:done")
     return view

@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from shmstore import codecs, lifecycle, names, provenance, reading, segment, stored
+from shmstore.codecs.plain import quick
 from shmstore.commit import Change, commit
 from shmstore.dag import Dag
 from shmstore.entry import INLINE, ClearReport, DagInfo, Entry, Explanation, StoreStats
 from shmstore.errors import CorruptValue, NotFound, StoreError
 from shmstore.manifest import Manifest, Superseded
+from shmstore.names import encode_id
 from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
 from shmstore.record import DELETE, Record, key_hash, middle
@@ -95,11 +97,15 @@ class Store(AsyncCalls):
         Whichever is raised, nothing was changed. If the process dies here, the value
         is either whole or absent, and what was there before stays until it is.
         """
-        key = names.encode_id(id, "id")
-        noted = [names.encode_id(dep, "a dep") for dep in deps] if deps else ()
+        key = encode_id(id, "id")
         dags = self._dags
-        encoded = codecs.encode(value)
-        change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
+        small = None if deps else quick(value)
+        if small is not None and len(small) <= stored.INLINE_LIMIT:
+            change, entry = stored.prepare_small(dag_id, id, key, type(value), small)
+        else:
+            noted = [encode_id(dep, "a dep") for dep in deps]
+            encoded = codecs.encode(value)
+            change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
         manifest = dags.manifests.get(dag_id)
         if manifest is not None:
             try:
@@ -127,8 +133,8 @@ class Store(AsyncCalls):
             StoreBusy: A writer of this DAG was held up while it held the lock.
         """
         self._dags.check_open()
-        names.encode_id(dag_id, "dag_id")
-        keys = [names.encode_id(id, "id") for id in values]
+        encode_id(dag_id, "dag_id")
+        keys = [encode_id(id, "id") for id in values]
         encoded = [codecs.encode(value) for value in values.values()]
         prepared = [
             stored.prepare(self._dags, dag_id, id, key, value, one, ())
@@ -162,7 +168,7 @@ class Store(AsyncCalls):
         """
         if mode not in segment.MODES:
             raise ValueError(f"mode must be 'read', 'cow' or 'copy', not {mode!r}")
-        key = names.encode_id(id, "id")
+        key = encode_id(id, "id")
         found = stored.find(self._dags, dag_id, key, mode)
         if found is None:
             if default is _MISSING:
@@ -182,7 +188,7 @@ class Store(AsyncCalls):
         """
         import pyarrow as pa
 
-        found = stored.find(self._dags, dag_id, names.encode_id(id, "id"), READ)
+        found = stored.find(self._dags, dag_id, encode_id(id, "id"), READ)
         if found is None:
             raise NotFound(dag_id, id)
         return pa.py_buffer(found[1])
@@ -202,7 +208,7 @@ class Store(AsyncCalls):
         return self._record(dag_id, id) is not None
 
     def _record(self, dag_id: str, id: str) -> Record | None:
-        return self._dags.read(dag_id, reading.find, names.encode_id(id, "id"))
+        return self._dags.read(dag_id, reading.find, encode_id(id, "id"))
 
     # --- Deleting ------------------------------------------------------------------
 
@@ -220,13 +226,13 @@ class Store(AsyncCalls):
         Raises:
             NotFound: One of them is missing; nothing was changed.
         """
-        keys = dict.fromkeys(names.encode_id(id, "id") for id in ids)
+        keys = dict.fromkeys(encode_id(id, "id") for id in ids)
         now = time.time_ns()
         changes: list[Change] = [
             (DELETE, 0, 0, key, key_hash(key), 0, middle(key, b""), 0, 0, None, now) for key in keys
         ]
         self._dags.check_open()
-        names.encode_id(dag_id, "dag_id")
+        encode_id(dag_id, "dag_id")
         if changes and self._dags.read(dag_id, _commit_deletes, changes) is None:
             raise NotFound(dag_id, changes[0][3].decode())
 
@@ -236,7 +242,7 @@ class Store(AsyncCalls):
         Views that are held stay as they are. The DAG may be used again at once. If
         the process dies here, the DAG is either untouched or gone.
         """
-        names.encode_id(dag_id, "dag_id")
+        encode_id(dag_id, "dag_id")
         self._dags.check_open()
         cleared = lifecycle.clear_dag(self._space, dag_id)
         self._dags.forget(dag_id)
@@ -300,13 +306,13 @@ class Store(AsyncCalls):
 
     def dag(self, dag_id: str) -> Dag:
         """A DAG as a mutable mapping from ids to values."""
-        names.encode_id(dag_id, "dag_id")
+        encode_id(dag_id, "dag_id")
         return Dag(self, dag_id)
 
     def ref(self, dag_id: str, id: str) -> Ref:
         """A small, picklable, hashable reference to a value, which need not exist yet."""
-        names.encode_id(dag_id, "dag_id")
-        names.encode_id(id, "id")
+        encode_id(dag_id, "dag_id")
+        encode_id(id, "id")
         return Ref(self._given_root, self.namespace, dag_id, id)
 
     def explain(self, dag_id: str, id: str) -> Explanation:

@@ -79,8 +79,11 @@ class View:
             return DOUBTFUL
         return None
 
-    def locate(self, key: bytes, hashed: int) -> tuple[int, int]:
+    def locate(self, log: Log, key: bytes, hashed: int) -> tuple[int, int]:
         """The slot of a key and the offset in it, 0 for a slot to be used. Under the lock.
+
+        ``log`` is a mapping of our log up to its tail, which threads of this process
+        that only read do not replace by a shorter one.
 
         A record that fails its check is taken for the key's if its hash is: a put
         then replaces it.
@@ -91,7 +94,6 @@ class View:
         index = self.index
         slots = index.slots
         first = at = (hashed & index.mask) * 2
-        log = self.log
         try:
             while word := slots[at + 1]:
                 if slots[at] == hashed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
 import signal
 import sys
 import warnings
@@ -18,7 +20,7 @@ from rich.table import Table
 
 from shmstore.demo.crew import START_METHODS
 from shmstore.demo.facts import DemoError, InputError, Report, Step, Way
-from shmstore.demo.run import Choices, Tick, run
+from shmstore.demo.run import MERGED, Choices, Tick, run
 from shmstore.demo.source import FLIGHTS_BY, FORMATS
 from shmstore.demo.stop import Stopped
 from shmstore.errors import StoreError, UnusableRoot
@@ -129,15 +131,18 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 def _print(console: Console, report: Report) -> None:
+    console.print(f"[bold]{escape(report.source)}[/]")
     console.print(
-        f"[bold]{escape(report.source)}[/]: {report.rows:,} rows, {report.columns} columns, "
-        f"{_size(report.nbytes)}, split by {escape(report.by)}"
+        f"{report.rows:,} rows, {report.columns} columns, {_size(report.nbytes)}, "
+        f"split by {escape(report.by)}\n"
     )
     console.print(_steps(report))
     console.print("  inline: values of up to 16 KiB lie in the log and are copied out.\n")
     console.print(_workers(report))
     for line in _verdict(report):
         console.print(line)
+    if report.kept:
+        click.echo(_how_to_look(report))
 
 
 def _steps(report: Report) -> Table:
@@ -213,13 +218,19 @@ def _verdict(report: Report) -> Iterator[str]:
         yield "[red]Wrong[/]: a worker read other bytes than were stored."
     for difference in report.differences[:10]:
         yield f"[red]Wrong[/]: {escape(difference)}."
-    if report.kept:
-        yield f"\nKept in namespace {report.namespace!r} of {escape(report.root)}. Look at it:\n"
-        yield "    import shmstore"
-        yield f"    store = shmstore.Store({escape(report.root)!r}, {report.namespace!r})"
-        yield f"    print(*store.entries({report.dag_id!r}), sep='\\n')"
-        yield f"    print(store.get({report.dag_id!r}, 'merged'))"
-        yield f"\nRemove it: rm -r {escape(report.root)}/{report.namespace}"
+
+
+def _how_to_look(report: Report) -> str:
+    """Where a kept DAG is, and lines to copy: they must not be wrapped, however long."""
+    return f"""
+Kept in namespace {report.namespace!r} of {report.root}. Look at it:
+
+    import shmstore
+    store = shmstore.Store({report.root!r}, {report.namespace!r})
+    print(*store.entries({report.dag_id!r}), sep="\\n")
+    print(store.get({report.dag_id!r}, {MERGED!r}))
+
+Remove it: rm -r {shlex.quote(os.path.join(report.root, report.namespace))}"""
 
 
 def _sentence(way: Way, verb: str) -> str:

@@ -9,6 +9,7 @@ The libraries are imported when a value of theirs turns up, never before.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pickle import loads as _loads
 from typing import Any, Final, Protocol, TypeVar
@@ -64,6 +65,10 @@ _MODULES: Final = {
 
 #: The package that defines a value's type, and the codec for its values.
 FAMILIES: Final = {"numpy": 3, "pyarrow": 6, "pandas": 8, "polars": 7}
+
+#: Tells this process and what it forks from other ones; drawn here, since the
+#: module that compares it may be imported only after a fork.
+SESSION: Final = os.urandom(16)
 
 _new = tuple.__new__
 _loaded: dict[int, _Codec] = {}

@@ -1,7 +1,7 @@
-"""Enums and named tuples written by value, where dill alone does not.
+"""Enums, named tuples and type variables written by value, which dill does not.
 
-dill writes the enums of a script by name only, and a named tuple without its
-methods. Here the bare class is made anew, then its methods and other attributes
+dill writes the enums and type variables of a script by name only, and a named
+tuple without its methods. Here the bare class is made anew, then its methods and other attributes
 are set, so that these may refer to the class itself.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import enum
 import types
-from typing import Any
+from typing import Any, TypeVar
 
 from shmstore.codecs.reductions import name_of
 from shmstore.errors import Unserializable
@@ -23,6 +23,35 @@ def reduce(kind: type) -> Any:
     if kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
         return _reduce_named_tuple(kind)
     return NotImplemented
+
+
+def reduce_type_variable(value: TypeVar) -> Any:
+    """How a type variable is written: by all that it consists of."""
+    return make_type_variable, (
+        value.__name__,
+        value.__constraints__,
+        value.__bound__,
+        value.__covariant__,
+        value.__contravariant__,
+        value.__module__,
+    )
+
+
+def make_type_variable(
+    name: str,
+    constraints: tuple[Any, ...],
+    bound: Any,
+    covariant: bool,
+    contravariant: bool,
+    module: str,
+) -> TypeVar:
+    """Makes a type variable."""
+    make: Any = TypeVar
+    made: TypeVar = make(
+        name, *constraints, bound=bound, covariant=covariant, contravariant=contravariant
+    )
+    made.__module__ = module
+    return made
 
 
 def _reduce_enum(kind: enum.EnumMeta) -> Any:

@@ -18,12 +18,12 @@ import os
 import pickle
 import sys
 import types
-import uuid
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import dill
 
+from shmstore import codecs
 from shmstore.codecs import definitions, pickled
 from shmstore.codecs.encoded import BufferNote, Encoded
 from shmstore.codecs.reading import reader_of
@@ -38,19 +38,16 @@ DILL: Final = 5
 _IDENTITY_BYTES = 16
 _NO_IDENTITY = bytes(_IDENTITY_BYTES)
 
-#: Tells this process and what it forks from other ones that run no file.
-_session = uuid.uuid4().bytes
-
 
 def script_identity() -> bytes:
     """Sixteen bytes that are equal in processes that run the same script."""
     path = getattr(sys.modules.get("__main__"), "__file__", None)
     if path is None:
-        return _session
+        return codecs.SESSION
     try:
         facts = os.stat(path)
     except OSError:
-        return _session
+        return codecs.SESSION
     text = f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}"
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_IDENTITY_BYTES).digest()
 
@@ -80,6 +77,8 @@ class _Pickler(Reducing, dill.Pickler):  # type: ignore[misc]
     def reducer_override(self, value: Any) -> Any:
         if type(value) in _DILLS_OWN:
             return NotImplemented
+        if type(value) is TypeVar and value.__module__ in MAIN_MODULES:
+            return definitions.reduce_type_variable(value)
         if isinstance(value, type) and is_of_script(value):
             reduced = definitions.reduce(value)
             if reduced is not NotImplemented:

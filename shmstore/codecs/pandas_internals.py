@@ -167,6 +167,20 @@ def arrow_data_of(values: Any) -> Any:
 
 def arrow_strings_of(chunks: Any, dtype: Any) -> Any:
     """A string array over a ChunkedArray of large_string."""
+    model = _arrow_strings_model(dtype)
+    if hasattr(model, "_from_pyarrow_array"):  # what spares the constructor's conversions
+        return model._from_pyarrow_array(chunks)
+    return _arrow_strings(chunks, dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _arrow_strings_model(dtype: Any) -> Any:
+    import pyarrow as pa
+
+    return _arrow_strings(pa.chunked_array([], pa.large_string()), dtype)
+
+
+def _arrow_strings(chunks: Any, dtype: Any) -> Any:
     kind = _string_array(dtype)
     try:
         return kind(chunks, dtype=dtype)

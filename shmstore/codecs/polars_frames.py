@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -34,25 +33,17 @@ from shmstore.codecs.polars_dtypes import (
     is_named,
     spec,
 )
+from shmstore.codecs.polars_meta import FRAME, SERIES, Meta, Schema, pack, parse_schema, unpack
 from shmstore.errors import CorruptValue, Unserializable
 
 CODEC = 7
 
 _NEWEST = pl.CompatLevel.newest()
 
-FRAME, SERIES = 1, 2
-
-#: Digest of the rest, kind, rows; size and digest of the columns kept apart;
-#: sizes of the schema (JSON), of the notes (JSON) and of the stream's meta.
-_HEAD = struct.Struct("<QBxxxxxxxQQQIII")
-_DIGEST = struct.Struct("<Q")
-
 #: One of these in the schema is a reason to look closer.
 _SUSPECTS = ('"Object"', '"Int128"', '"UInt128"', '["Array", 0', "\\u0000")
 _WIDE = frozenset({"Int128", "UInt128"})
 _OBJECT = frozenset({"Object"})
-
-Schema = list[tuple[str, Spec]]
 
 
 class _Stream:
@@ -107,7 +98,7 @@ def encode(value: Any) -> Encoded | None:
     directions = _sorted_columns(frame)
     if directions:
         notes["sorted"] = directions
-    meta = _pack(
+    meta = pack(
         SERIES if cls is pl.Series else FRAME, frame.height, rest, text, notes, stream=stream.meta
     )
     if not rest:
@@ -201,59 +192,6 @@ def _sorted_columns(frame: pl.DataFrame) -> dict[str, bool]:
     return found
 
 
-class _Meta(NamedTuple):
-    """What the meta of a value of polars says.
-
-    Attributes:
-        kind: FRAME or SERIES.
-        height: Number of rows.
-        apart_size: Bytes of the columns in polars' own format.
-        apart_digest: Of those bytes.
-        schema: Names and described dtypes, as JSON.
-        notes: Which columns are kept apart, and which are sorted.
-        stream: Meta of the Arrow stream.
-    """
-
-    kind: int
-    height: int
-    apart_size: int
-    apart_digest: int
-    schema: bytes
-    notes: dict[str, Any]
-    stream: bytes
-
-
-def _pack(
-    kind: int, height: int, apart: bytes, schema: str, notes: dict[str, Any], *, stream: bytes
-) -> bytes:
-    text = schema.encode()
-    noted = json.dumps(notes).encode() if notes else b""
-    digest = xxhash.xxh3_64_intdigest(apart)
-    head = _HEAD.pack(0, kind, height, len(apart), digest, len(text), len(noted), len(stream))
-    rest = b"".join((head[_DIGEST.size :], text, noted, stream))
-    return _DIGEST.pack(xxhash.xxh3_64_intdigest(rest)) + rest
-
-
-def _unpack(meta: bytes) -> _Meta:
-    if len(meta) < _HEAD.size:
-        raise CorruptValue(check="too short", where="meta of a polars value")
-    wanted, kind, height, size, digest, schema, notes, stream = _HEAD.unpack_from(meta)
-    if xxhash.xxh3_64_intdigest(memoryview(meta)[_DIGEST.size :]) != wanted:
-        raise CorruptValue(check="the digest differs", where="meta of a polars value")
-    at = _HEAD.size
-    text = meta[at : at + schema]
-    noted = meta[at + schema : at + schema + notes]
-    at += schema + notes
-    return _Meta(
-        kind, height, size, digest, text, json.loads(noted) if noted else {}, meta[at : at + stream]
-    )
-
-
-@lru_cache(maxsize=64)
-def _parse_schema(text: bytes) -> Schema:
-    return [(name, found) for name, found in json.loads(text)]
-
-
 def decode(meta: bytes, payload: memoryview) -> Any:
     """Rebuilds a DataFrame or Series whose columns view the payload.
 
@@ -261,7 +199,7 @@ def decode(meta: bytes, payload: memoryview) -> Any:
         CorruptValue: If the meta or the stored metadata was changed.
         Unserializable: If the value has an extension dtype that is not registered here.
     """
-    facts = _unpack(meta)
+    facts = unpack(meta)
     table = arrow.decode_table(facts.stream, payload)
     apart = facts.notes.get("apart", [])
     try:
@@ -277,7 +215,7 @@ def decode(meta: bytes, payload: memoryview) -> Any:
     return frame.to_series(0) if facts.kind == SERIES else frame
 
 
-def _decode_apart(facts: _Meta, payload: memoryview) -> pl.DataFrame:
+def _decode_apart(facts: Meta, payload: memoryview) -> pl.DataFrame:
     stored = payload[len(payload) - facts.apart_size :]
     if len(stored) != facts.apart_size:
         raise CorruptValue(check="too short", where="columns in polars' own format")
@@ -294,13 +232,13 @@ def _insert(frame: pl.DataFrame, rest: pl.DataFrame, indexes: list[int]) -> pl.D
     return frame
 
 
-def _compare(frame: pl.DataFrame, facts: _Meta) -> None:
+def _compare(frame: pl.DataFrame, facts: Meta) -> None:
     """Refuses a value that this process reads with other dtypes than it was put with."""
     if frame.height != facts.height:
         raise CorruptValue(
             check=f"{frame.height} rows instead of {facts.height}", where="polars value"
         )
-    wanted = _parse_schema(facts.schema)
+    wanted = parse_schema(facts.schema)
     for (name, found), (old_name, old) in zip(_schema(frame), wanted, strict=True):
         if found == old and name == old_name:
             continue
@@ -317,7 +255,7 @@ def _compare(frame: pl.DataFrame, facts: _Meta) -> None:
 
 def explain(meta: bytes, nbytes: int) -> list[BufferNote]:
     """Says for each buffer whether ``decode`` copies it, and why."""
-    facts = _unpack(meta)
+    facts = unpack(meta)
     found = arrow.buffers(facts.stream)
     notes = []
     for place, size in found:
@@ -334,7 +272,7 @@ def explain(meta: bytes, nbytes: int) -> list[BufferNote]:
         why = copied or "Arrow's C interface hands it over in place"
         notes.append(BufferNote(place.name, size, bool(copied), why))
     if facts.apart_size:
-        names = [_parse_schema(facts.schema)[index][0] for index in facts.notes["apart"]]
+        names = [parse_schema(facts.schema)[index][0] for index in facts.notes["apart"]]
         why = "Arrow's C interface does not carry it, so it is in polars' own format"
         notes.append(BufferNote(", ".join(names), facts.apart_size, True, why))
     return notes

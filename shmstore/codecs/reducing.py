@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shmstore import _wire, codecs
-from shmstore.codecs.reductions import REDUCERS, as_it_is, name_of
+from shmstore.codecs.reductions import REDUCERS, name_of
 from shmstore.codecs.refusals import why_refused
 from shmstore.codecs.runs import Runs
 from shmstore.errors import StoreError, Unserializable
@@ -84,7 +84,7 @@ def decide(kind: type) -> Callable[[Any, Any], Any]:
         from shmstore.codecs import numpy_reductions
 
         return numpy_reductions.decide(kind)
-    return as_it_is
+    return _as_found
 
 
 def root_of(kind: type) -> str:
@@ -104,6 +104,13 @@ def _refuse(pickler: Reducing, value: Any) -> Any:
 def _embed(pickler: Reducing, value: Any) -> Any:
     index = pickler.runs.embed(value, codecs.encode_by_family)
     return NotImplemented if index is None else (_wire.embedded, (index,))
+
+
+def _as_found(pickler: Reducing, value: Any) -> Any:
+    # Some objects pickle as a name in their module: type variables, cached functions.
+    if getattr(value, "__module__", None) in MAIN_MODULES:
+        pickler.needs_main = True
+    return NotImplemented
 
 
 def _reduce_definition(pickler: Reducing, value: Any) -> Any:

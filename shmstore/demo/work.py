@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from shmstore import codecs
 from shmstore.demo import memory
 from shmstore.demo.facts import Task
 from shmstore.demo.stop import let_go_in_worker
@@ -50,6 +51,8 @@ def begin(announce: Any, root: str, namespace: str) -> None:
         tiny = pa.table({"integers": [1, None], "floats": [0.5, 1.5]})
         summarize(tiny)
         digest(b"")
+        codec, meta, pieces, _ = codecs.encode(tiny)
+        codecs.decode(codec, meta, memoryview(bytearray().join(pieces)))
         _held.clear()
         _before = memory.of_this_process()
     except (StoreError, OSError) as error:

@@ -47,7 +47,7 @@ def run(script: str, data: bytes = b"", path: Path | None = None) -> bytes:
 
 
 WRITER = """
-    import dataclasses, enum, pickle, sys, typing
+    import abc, dataclasses, enum, functools, pickle, sys, typing
     import numpy as np
     from shmstore import codecs
 
@@ -85,6 +85,21 @@ WRITER = """
         right: int = 5
         def total(self): return self.left + self.right
 
+    Content = typing.TypeVar("Content", bound=object)
+
+    class Box(typing.Generic[Content]):
+        def __init__(self, content: Content): self.content = content
+
+    class Shape(abc.ABC):
+        @abc.abstractmethod
+        def area(self): ...
+
+    class Square(Shape):
+        def area(self): return 4
+
+    @functools.lru_cache
+    def cached(n): return n + FACTOR
+
     def factorial(n): return 1 if n < 2 else n * factorial(n - 1)
 
     def send(value):
@@ -107,6 +122,12 @@ CASES = [
     ("factorial", "print(value(10))", "3628800"),
     ("lambda n: factorial(n) + FACTOR", "print(value(4))", "27"),
     ("Level", "print([str(m) for m in value])", "['level LOW', 'level HIGH']"),
+    ("Box(3)", "print(value.content, type(value).__orig_bases__[0].__args__[0].__bound__)",
+     "3 <class 'object'>"),
+    ("[Content]", "print(value[0], value[0].__module__)", "~Content __main__"),
+    ("Square()", "print(value.area(), type(value).__mro__[1].__name__)", "4 Shape"),
+    ("[cached]", "print(value[0](1), value[0].cache_info().misses)", "4 1"),
+    ("Point(1).times", "print(value())", "3"),
     ("Point(np.arange(1000))", "print(value.x.sum(), value.x.base is not None)", "499500 True"),
     ("(lambda k: lambda n: n + k)(7)", "print(value(1))", "8"),
 ]  # fmt: skip

@@ -1,0 +1,162 @@
+"""The benchmark's command works from end to end, and its numbers mean what they say."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measuring, place, report
+from benchmarks.measuring import Answer, Target
+
+_CHECKOUT = Path(__file__).parents[2]
+_COMMAND = [sys.executable, "-m", "benchmarks"]
+
+
+def _files_of(pid: int) -> list[str]:
+    return [name for name in os.listdir(place.SHARED_MEMORY) if name.startswith(place.prefix(pid))]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _run(*arguments: str) -> str:
+    done = subprocess.run(
+        [*_COMMAND, *arguments],
+        cwd=_CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("question", ["small", "arrays", "tables", "entries", "writers"])
+def test_the_smallest_run_shows_and_writes_every_figure(tmp_path: Path, question: str) -> None:
+    """Each question runs to its end, prints its table, and writes the rounds behind it."""
+    path = tmp_path / "figures.json"
+    shown = _run("local", "--quick", "--only", question, "--json", str(path))
+    written = json.loads(path.read_text(encoding="utf-8"))
+    (answer,) = written["questions"]
+    assert answer["name"] == question
+    assert written["quick"] is True
+    assert written["machine"]["cores"] >= 1
+    assert {"shmstore"} <= {figure["contestant"].partition(",")[0] for figure in answer["figures"]}
+    for figure in answer["figures"]:
+        assert figure["operation"] in shown
+        assert figure["median"] == pytest.approx(statistics.median(figure["rounds"]))
+        assert all(number >= 0 for number in figure["rounds"])
+    for target in answer["targets"]:
+        assert target["text"] in shown
+        kept = (
+            target["value"] >= target["limit"]
+            if target["at_least"]
+            else target["value"] <= target["limit"]
+        )
+        assert target["passed"] is kept
+
+
+@pytest.mark.parametrize("call", ["put", "get"])
+def test_the_profile_names_the_functions_of_the_hot_path(call: str) -> None:
+    """The profile of a call shows the store's own function, and times that are scaled to it."""
+    shown = _run("profile", "--quick", call)
+    assert f"Store.{call}" in shown
+    assert f"{call} of a two-key dict" in shown
+
+
+def test_without_arguments_it_lists_the_questions() -> None:
+    """The bare command says what there is to ask, and measures nothing."""
+    shown = _run()
+    assert all(name in shown for name in ("small", "arrays", "tables", "entries", "writers"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_in_shared_memory(number: int) -> None:
+    """Ctrl-C and SIGTERM in the middle of a run remove its files and end its processes."""
+    running = subprocess.Popen(
+        [*_COMMAND, "local", "--quick", "--only", "small"],
+        cwd=_CHECKOUT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert running.stderr is not None
+        # It says so once it has its directory, before it starts its processes.
+        assert any("measuring small" in line for line in running.stderr)
+        deadline = time.monotonic() + 30
+        while not (children := _children(running.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert _files_of(running.pid)
+        os.kill(running.pid, number)
+        running.wait(60)
+    finally:
+        if running.poll() is None:
+            running.kill()
+            running.wait()
+        assert running.stderr is not None
+        running.stderr.close()
+    assert running.returncode != 0
+    assert not _files_of(running.pid)
+    assert not [pid for pid in children if _runs(pid)]
+
+
+def test_no_round_favours_who_comes_first() -> None:
+    """Over as many rounds as contestants, each has every position once."""
+    turns = list(measuring.in_turn("abc", 3, warm_up=0))
+    assert [name for _, name in turns] == list("abcbcacab")
+
+
+def test_a_warm_up_has_a_number_of_its_own() -> None:
+    """Rounds before the first are negative, so that none is taken for a figure."""
+    assert [number for number, _ in measuring.in_turn("ab", 2, warm_up=1)] == [-1, -1, 0, 0, 1, 1]
+
+
+def test_a_pause_in_a_few_calls_is_not_the_figure() -> None:
+    """What a call takes is not what the scheduler gave to others meanwhile."""
+    pauses = iter([0.05, *[0.0] * 99])
+
+    def call() -> None:
+        pause = next(pauses)
+        if pause:
+            time.sleep(pause)
+
+    assert measuring.time_each(call, [()] * 100) < 400
+
+
+def test_targets_are_held_against_the_side_they_name() -> None:
+    """An upper bound is missed from above, a lower one from below, and both say so."""
+    assert not Target("", 3.1, 3).passed
+    assert Target("", 2.9, 3).passed
+    assert not Target("", 4.9, 5, at_least=True).passed
+    assert Target("", 5.1, 5, at_least=True).passed
+    answer = Answer("n", "t", {"put": "floor"})
+    for name, took in (("floor", 2.0), ("shmstore", 5.0), ("shmstore", 7.0)):
+        answer.add("put", name, took)
+    answer.ask("put at most 2 times", answer.ratio("put", "shmstore", "floor"), 2)
+    shown = report.show(answer)
+    assert "[ MISS ] put at most 2 times" in shown
+    assert "3.00" in shown
+    assert max(map(len, shown.splitlines())) <= report.WIDTH

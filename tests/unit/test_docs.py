@@ -1,0 +1,81 @@
+"""What README and docs claim, held to the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from shmstore import crashpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_example_runs_as_it_stands(tmp_path: Path, root: str) -> None:
+    """The example of the README, saved to a file and run, prints the two sums."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example)
+    ran = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"SHMSTORE_ROOT": root, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.stderr == ""
+    assert ran.stdout == "[np.float64(49999995000000.0), np.float64(49999995000000.0)]\n"
+
+
+def test_the_readme_example_is_short() -> None:
+    """The README shows the store in about a dozen lines."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+
+
+def test_ci_finds_both_commands_in_the_readme() -> None:
+    """The commands that CI runs are the README's, found by their markers."""
+    for name in ("demo", "tests"):
+        found = re.findall(rf"<!-- command: {name} -->\n```sh\n(.+)\n```", README)
+        assert len(found) == 1, name
+        assert found[0].startswith("python3 -m venv .venv && .venv/bin/pip install")
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    """Every relative link in README and docs names a file of the project."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert len(pages) > 3
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_deaths_names_every_crash_point() -> None:
+    """docs/design.md says for each crash point what a death there means."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    table = "\n".join(line for line in text.splitlines() if line.startswith("| `"))
+    named = set(re.findall(r"`([a-z]+:[a-z-]+)`", table))
+    for first, last in re.findall(r"`([a-z]+:[a-z-]+)` … `([a-z]+:[a-z-]+)`", table):
+        points = list(crashpoints.POINTS)
+        named.update(points[points.index(first) : points.index(last) + 1])
+    assert named == set(crashpoints.POINTS)
+
+
+def test_the_format_page_states_the_version_and_the_magics() -> None:
+    """docs/format.md is of the version that the code writes."""
+    from shmstore import namespace, record
+
+    text = (ROOT / "docs" / "format.md").read_text()
+    assert f"format version {record.FORMAT_VERSION}." in text
+    for magic in (
+        namespace.MAGIC,
+        record.MANIFEST_MAGIC,
+        record.LOG_MAGIC,
+        record.INDEX_MAGIC,
+    ):
+        shown = magic.to_bytes(8, "little").decode().replace("\r", "\\r").replace("\n", "\\n")
+        assert f"`{shown}`" in text
