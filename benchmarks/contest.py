@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ def held(place: str, kinds: Sequence[type[Peer]], readers: int = 1) -> Iterator[
             contest.workers.append(stack.enter_context(Worker(addresses)))
         for worker in contest.workers:
             worker.call(attach)
+        settle()
         yield contest
 
 
@@ -76,6 +78,13 @@ def attach() -> None:
     """In a worker: opens what it was given."""
     for kind, address in workers.given:
         _attached[kind.name] = kind(address)
+    settle()
+
+
+def settle() -> None:
+    """Keeps what is there by now out of all collections, so that they take no time."""
+    gc.collect()
+    gc.freeze()
 
 
 def attached(name: str) -> Any:

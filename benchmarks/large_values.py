@@ -67,10 +67,11 @@ def _read(
             raise ValueError(f"{name} gave back another value")
 
     first = time_gets(keep, ids)
-    # Once is too few to tell microseconds, and too long for what copies.
-    later = time_gets(peer.get, ids * max(1, _GETS // len(ids)) if peer.views else ids)
+    took = {FIRST: first}
+    if peer.views:  # for what copies, every get is like the first
+        took[LATER] = time_gets(peer.get, ids * max(1, _GETS // len(ids)))
     held.clear()
     peer.release()
-    through = time_gets(read_through, ids)
+    took[READ] = time_gets(read_through, ids)
     peer.release()
-    return {FIRST: first, LATER: later, READ: through}
+    return took

@@ -185,8 +185,10 @@ class Redis(Peer):
         os.mkdir(directory)
         socket = os.path.join(directory, "socket")
         options = ["--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no"]
+        # util-linux's way to end it with us, should we be killed.
+        guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         server = subprocess.Popen(
-            ["redis-server", *options, "--dir", directory],
+            [*guard, "redis-server", *options, "--dir", directory],
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -288,7 +290,7 @@ class SharedMemory(Peer):
     @classmethod
     def start(cls, place: str) -> SharedMemory:
         """Makes up a name."""
-        return cls(os.path.basename(place))
+        return cls(os.path.relpath(place, "/dev/shm").replace("/", "-"))
 
     def __init__(self, address: Any) -> None:
         super().__init__(address)

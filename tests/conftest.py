@@ -20,9 +20,10 @@ import shmstore
 from shmstore import ref
 
 _SHARED_MEMORY = Path("/dev/shm")
-# What a test makes there without the fixture is told from other programs' by its name.
+# What a test makes there without the fixture, too, is told from what is other programs'.
 _OURS = f"shmstore-test-{os.getpid()}-"
 tempfile.template = _OURS
+os.environ["SHMSTORE_ROOT"] = str(_SHARED_MEMORY / f"{_OURS}default")
 
 _LEAVING_S = 10.0
 
@@ -117,9 +118,5 @@ def _descriptors() -> dict[Any, str]:
 
 
 def _names() -> dict[Any, str]:
-    default = f"shmstore-{os.geteuid()}"
-    return {
-        str(_SHARED_MEMORY / name): "name"
-        for name in os.listdir(_SHARED_MEMORY)
-        if name.startswith(_OURS) or name == default
-    }
+    names = os.listdir(_SHARED_MEMORY)
+    return {str(_SHARED_MEMORY / name): "name" for name in names if name.startswith(_OURS)}

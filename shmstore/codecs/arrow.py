@@ -32,6 +32,7 @@ from shmstore.codecs.arrow_meta import (
     BATCH,
     BUFFER,
     CHUNKED,
+    CODEC,
     FIELD,
     SCALAR,
     SCHEMA,
@@ -46,8 +47,6 @@ from shmstore.codecs.arrow_rowless import require_types, same_schema
 from shmstore.codecs.arrow_shrink import shrink, trim
 from shmstore.codecs.encoded import BufferNote, Encoded
 from shmstore.errors import CorruptValue, Unserializable
-
-CODEC = 6
 
 _COLUMN = "value"
 _VIEWED = "Arrow IPC is read in place"
@@ -93,6 +92,8 @@ def encode(value: Any) -> Encoded | None:
             return _scalar(value) if cls is value.type.__arrow_ext_scalar_class__() else None
         if isinstance(value, pa.DataType):
             return arrow_rowless.encode_type(value)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError):
         # A type that IPC cannot write, or nested too deeply for it.
         return None
@@ -188,6 +189,8 @@ def decode(meta: bytes, payload: memoryview) -> Any:
         if facts.kind <= SCALAR:
             return _decode_stream(facts, payload)
         return arrow_rowless.decode(facts, payload)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise CorruptValue(check=f"Arrow refuses it: {error}", where="payload") from error
 

@@ -129,7 +129,7 @@ def ranges_of(message: Message) -> tuple[int, Sequence[int], Body]:
     _, nodes = _numbers(metadata, table, columns, 2)
     at, ranges = _numbers(metadata, table, buffers, 2)
     counts = _U16.unpack_from(metadata, vtable + 12)[0] if size >= 14 else 0
-    variadic = _numbers(metadata, table, counts, 1)[1] if counts else ()
+    _, variadic = _numbers(metadata, table, counts, 1)
     return at, ranges, Body(dictionary, ranges[1::2], nodes, variadic)
 
 
@@ -144,6 +144,8 @@ def _refer(metadata: bytearray, at: int) -> int:
 
 def _numbers(metadata: bytearray, table: int, field: int, each: int) -> tuple[int, Sequence[int]]:
     """Position and content of a vector whose elements are ``each`` 64-bit numbers."""
+    if not field:
+        return 0, ()
     at = _refer(metadata, table + field)
     count = _U32.unpack_from(metadata, at)[0] * each
     return at + 4, struct.unpack_from(f"<{count}q", metadata, at + 4)

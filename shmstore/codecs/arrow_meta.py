@@ -9,6 +9,8 @@ import xxhash
 
 from shmstore.errors import CorruptValue
 
+CODEC = 6
+
 TABLE, BATCH, ARRAY, CHUNKED, SCALAR, SCHEMA, FIELD, TYPE, TENSOR, BUFFER = range(1, 11)
 
 #: Digest of the rest, kind, number of extension types, rows, digest of the

@@ -9,11 +9,9 @@ import pyarrow as pa
 import xxhash
 
 from shmstore.codecs.arrow_layout import extension_names
-from shmstore.codecs.arrow_meta import BUFFER, FIELD, SCHEMA, TENSOR, TYPE, Meta, pack
+from shmstore.codecs.arrow_meta import BUFFER, CODEC, FIELD, SCHEMA, TENSOR, TYPE, Meta, pack
 from shmstore.codecs.encoded import Encoded, flat
 from shmstore.errors import CorruptValue, Unserializable
-
-CODEC = 6
 
 _COLUMN = "value"
 

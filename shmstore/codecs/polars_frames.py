@@ -24,6 +24,7 @@ import xxhash
 
 from shmstore.codecs import arrow
 from shmstore.codecs.arrow_layout import EXTENSION_KEY, MAP_OFFSETS, VALIDITY, read_schema
+from shmstore.codecs.arrow_meta import unpack as unpack_stream
 from shmstore.codecs.encoded import ALIGNMENT, BufferNote, Encoded
 from shmstore.codecs.polars_dtypes import (
     EXTENSION,
@@ -135,7 +136,7 @@ def _encode_stream(frame: pl.DataFrame, apart: list[int]) -> Encoded | None:
 def _lost(stream: Encoded, schema: Schema, apart: list[int]) -> list[int]:
     """The columns that would be read with another name or dtype."""
     kept = [index for index in range(len(schema)) if index not in apart]
-    arrow_schema = arrow.unpack(stream.meta).schema
+    arrow_schema = unpack_stream(stream.meta).schema
     if EXTENSION_KEY in arrow_schema:
         # Which of these are known may have changed since this schema was last read.
         _reads_as.cache_clear()

@@ -17,13 +17,15 @@ from shmstore import codecs
 from shmstore.demo import memory
 from shmstore.demo.facts import Task
 from shmstore.demo.stop import let_go_in_worker
-from shmstore.demo.summary import Summary, summarize
+from shmstore.demo.summary import SLICE_ROWS, Summary, summarize
 from shmstore.errors import StoreError
 from shmstore.namespace import SlowRootWarning
 from shmstore.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_WARM_UP_ROWS = 4 * SLICE_ROWS
 
 _store: Store
 _before: memory.Memory
@@ -46,13 +48,16 @@ def begin(announce: Any, root: str, namespace: str) -> None:
         # The main process has shown this warning.
         warnings.simplefilter("ignore", SlowRootWarning)
         _store = Store(root, namespace)
-        # Libraries load code and tables at first use, which is no part of reading a value.
+        # Libraries load code at first use, and allocators take memory in large pieces:
+        # neither is part of reading a value, so both happen before it is measured.
         pa.set_cpu_count(1)
-        tiny = pa.table({"integers": [1, None], "floats": [0.5, 1.5]})
-        summarize(tiny)
+        numbers = pa.array(range(_WARM_UP_ROWS))
+        trial = pa.table({"integers": numbers, "floats": numbers.cast(pa.float64())})
+        summarize(trial)
         digest(b"")
-        codec, meta, pieces, _ = codecs.encode(tiny)
+        codec, meta, pieces, _ = codecs.encode(trial)
         codecs.decode(codec, meta, memoryview(bytearray().join(pieces)))
+        del numbers, trial, pieces
         _held.clear()
         _before = memory.of_this_process()
     except (StoreError, OSError) as error:

@@ -20,6 +20,12 @@ from tests import arrow_strategies as some
 CATEGORIES = frozenset({"Categorical", "Enum"})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def runtime() -> None:
+    """Polars' lazy engine opens descriptors when it first runs, and keeps them."""
+    pl.DataFrame({"a": [1]}).lazy().select(pl.len()).collect()
+
+
 def stored(value: Any) -> tuple[Encoded, pa.Buffer]:
     """Encodes a value and writes its parts where a segment would hold them."""
     encoded = polars_frames.encode(value)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from shmstore.codecs import arrow
+from shmstore.codecs.arrow_meta import unpack
 from shmstore.codecs.encoded import ALIGNMENT, Encoded
 from shmstore.errors import CorruptValue, Unserializable
 from tests import arrow_strategies as some
@@ -538,7 +539,7 @@ def test_changed_metadata_of_the_payload_is_noticed() -> None:
     table = pa.table(LONG).slice(0, 50)
     encoded = encoded_of(table)
     payload = bytearray(payload_of(encoded))
-    facts = arrow.unpack(encoded.meta)
+    facts = unpack(encoded.meta)
     position = 0
     for head, body in struct.iter_unpack("<IQ", facts.spans):
         for at in range(position, position + head, 7):

@@ -23,6 +23,12 @@ NEWEST = pl.CompatLevel.newest()
 ROWS = 50_000
 
 
+@pytest.fixture(scope="module", autouse=True)
+def runtime() -> None:
+    """Polars' lazy engine opens descriptors when it first runs, and keeps them."""
+    pl.DataFrame({"a": [1]}).lazy().select(pl.len()).collect()
+
+
 def encoded_of(value: Any) -> Encoded:
     encoded = polars_frames.encode(value)
     assert encoded is not None

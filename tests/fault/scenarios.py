@@ -1,0 +1,336 @@
+"""What the victims of the kill tests do: every operation with the steps it goes through.
+
+Each scenario names the crash points that its operation reaches, in order; a process is
+killed at each. ``commits_at`` is the step from which on the operation has happened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import shmstore
+from shmstore import compaction
+from tests import reading_files
+from tests.fault import killing
+
+WORK, BYSTANDER = "work", "bystander"
+
+_INLINE = ("commit:locked", "commit:written", "commit:named", "commit:tail")
+_SEGMENT = ("segment:opened", "segment:written")
+_NEW_SLOT = ("commit:slot-hash", "commit:slot")
+_END = ("commit:indexed", "commit:counted", "commit:unlocked")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One operation.
+
+    Attributes:
+        act: What the victim does.
+        steps: The crash points that it reaches.
+        change: The DAG's values that are other afterwards; None for those that are gone.
+        commits_at: From this step on ``change`` holds; a victim killed at an earlier one
+            has changed nothing.
+        prepare: What else is done before, given the root and the values; may change both.
+        just_before: What is done when all others have looked and before the victim begins.
+        clears: The whole DAG is gone afterwards.
+        orphans: Segments that a kill may leave without a record.
+        dag_id: The DAG it is done to.
+    """
+
+    act: Callable[[shmstore.Store], Any]
+    steps: tuple[str, ...]
+    change: dict[str, Any] = field(default_factory=dict)
+    commits_at: int = -1
+    prepare: Callable[[str, dict[str, Any]], None] | None = None
+    just_before: Callable[[str], None] | None = None
+    clears: bool = False
+    orphans: int = 1
+    dag_id: str = WORK
+
+    def values_after(self, before: dict[str, Any]) -> dict[str, Any]:
+        """The DAG's values once the operation has happened."""
+        if self.clears:
+            return {}
+        return {id: v for id, v in {**before, **self.change}.items() if v is not None}
+
+
+def large(seed: int) -> np.ndarray[Any, Any]:
+    """64 KiB, in a segment."""
+    return np.arange(8192, dtype=np.int64) * 3 + seed
+
+
+def begin(root: str) -> dict[str, Any]:
+    """Stores the values that every scenario begins with; returns those of ``WORK``."""
+    with shmstore.Store(root) as store:
+        values: dict[str, Any] = {f"small-{n}": {"n": n, "text": "x" * n} for n in range(4)}
+        values |= {f"large-{n}": large(n) for n in range(3)}
+        for id, value in values.items():
+            store.put(WORK, id, value)
+        store.put(BYSTANDER, "inline", {"is": "here"})
+        store.put(BYSTANDER, "segment", large(99))
+        return values
+
+
+def _put(id: str, value: Any) -> Callable[[shmstore.Store], Any]:
+    return lambda store: store.put(WORK, id, value)
+
+
+_MANY = {"new-small": {"many": 1}, "small-1": "other", "new-large": large(7), "large-1": large(8)}
+
+
+def _put_many(store: shmstore.Store) -> None:
+    store.put_many(WORK, _MANY)
+
+
+def _fill_index(root: str, values: dict[str, Any]) -> None:
+    """Makes the next new key grow the index."""
+    files = reading_files.read(root, WORK)
+    more = {f"filler-{n}": n for n in range(files.limit - files.used)}
+    with shmstore.Store(root) as store:
+        store.put_many(WORK, more)
+    values |= more
+
+
+_LAST_INLINE = "i" * (14 << 10)
+
+
+def _fill_log(root: str, values: dict[str, Any]) -> None:
+    """Makes the next inline value of 14 KiB extend the log."""
+    with shmstore.Store(root) as store:
+        n = 0
+        while (files := reading_files.read(root, WORK)).tail + 22_600 < files.log_size:
+            values[f"filler-{n}"] = "f" * 2000
+            store.put(WORK, f"filler-{n}", "f" * 2000)
+            n += 1
+
+
+def _waste_log(root: str, values: dict[str, Any]) -> None:
+    """Makes the next overwrite of 14 KiB compact the log."""
+    values["wasted"] = _LAST_INLINE
+    with shmstore.Store(root) as store:
+        while True:
+            store.put(WORK, "wasted", _LAST_INLINE)
+            dead = reading_files.read(root, WORK).totals[3]
+            if dead > compaction.FLOOR - (14 << 10):
+                break
+        assert dead <= compaction.FLOOR
+
+
+def _damage_slot(id: str) -> Callable[[str], None]:
+    def damage(root: str) -> None:
+        files = reading_files.read(root, WORK)
+        raw = bytearray(files.index.read_bytes())
+        hashed = files.records[id].key_hash.to_bytes(8, "little")
+        at = raw.index(hashed, 128) + 8  # the tag of its slot
+        fd = os.open(files.index, os.O_RDWR)
+        os.pwrite(fd, bytes([raw[at] ^ 0x10]), at)
+        os.close(fd)
+
+    return damage
+
+
+def _killed(
+    point: str, act: Callable[[shmstore.Store], Any], change: dict[str, Any], occurrence: int = 1
+) -> Callable[[str, dict[str, Any]], None]:
+    """An earlier victim, whose operation had happened."""
+
+    def prepare(root: str, values: dict[str, Any]) -> None:
+        killing.kill_at(point, occurrence, lambda: act(shmstore.Store(root)))
+        values |= change
+
+    return prepare
+
+
+def _killed_growing(root: str, values: dict[str, Any]) -> None:
+    _fill_index(root, values)
+    killing.kill_at("grow:switched", 1, lambda: shmstore.Store(root).put(WORK, "more", 1))
+
+
+def _killed_compacting(root: str, values: dict[str, Any]) -> None:
+    _waste_log(root, values)
+    killing.kill_at(
+        "compact:index-written", 1, lambda: shmstore.Store(root).put(WORK, "wasted", _LAST_INLINE)
+    )
+
+
+def _killed_clearing(root: str, values: dict[str, Any]) -> None:
+    killing.kill_at("clear:marked", 1, lambda: shmstore.Store(root).clear(WORK))
+    values.clear()
+
+
+_CREATE = (
+    "create:directory",
+    "create:log-created",
+    "create:log-written",
+    "create:index-created",
+    "create:index-written",
+    "create:whole",
+    "create:renamed",
+)
+_GROW = ("grow:index-created", "grow:index-written", "grow:switched", "grow:done")
+_EXTEND = ("extend:allocated", "extend:mapped")
+_REBUILD = ("rebuild:index-created", "rebuild:index-written", "rebuild:switched")
+_COMPACT = (
+    "compact:begin",
+    "compact:log-created",
+    "compact:log-written",
+    "compact:index-created",
+    "compact:index-written",
+    "compact:switched",
+    "compact:done",
+)
+_CLEAR = ("clear:locked", "clear:marked", "clear:renamed", "clear:freed")
+_REDO_SLOT = ("commit:slot-hash", "redo:slot")
+_REDO_MANY = ("commit:locked", "redo:begin", *_REDO_SLOT * len(_MANY), "redo:done")
+_AFTER_REDO = (*_INLINE[1:], *_NEW_SLOT, *_END)
+
+SCENARIOS = {
+    "put-new-small": Scenario(
+        _put("new", {"v": 1}), (*_INLINE, *_NEW_SLOT, *_END), {"new": {"v": 1}}, 3
+    ),
+    "put-new-large": Scenario(
+        _put("new", large(5)), (*_SEGMENT, *_INLINE, *_NEW_SLOT, *_END), {"new": large(5)}, 5
+    ),
+    "overwrite-small": Scenario(
+        _put("small-2", [2]), (*_INLINE, "commit:slot", *_END), {"small-2": [2]}, 3
+    ),
+    "overwrite-large": Scenario(
+        _put("large-1", large(6)),
+        (*_SEGMENT, *_INLINE, "commit:slot", *_END),
+        {"large-1": large(6)},
+        5,
+    ),
+    "delete-large": Scenario(
+        lambda store: store.delete(WORK, "large-0"),
+        (*_INLINE, "commit:slot", *_END),
+        {"large-0": None},
+        3,
+    ),
+    "put-many": Scenario(
+        _put_many,
+        (*_SEGMENT * 2, *_INLINE, *_NEW_SLOT, "commit:slot", *_NEW_SLOT, "commit:slot", *_END),
+        _MANY,
+        7,
+        orphans=2,  # of one commit: those of its values
+    ),
+    "grow": Scenario(
+        _put("new", 1),
+        ("commit:locked", *_GROW, *_INLINE[1:], *_NEW_SLOT, *_END),
+        {"new": 1},
+        7,
+        _fill_index,
+    ),
+    "extend": Scenario(
+        _put("new", _LAST_INLINE),
+        (
+            "commit:locked",
+            *_EXTEND,
+            *_INLINE[1:],
+            *_NEW_SLOT,
+            *_END,
+        ),
+        {"new": _LAST_INLINE},
+        5,
+        _fill_log,
+    ),
+    "compact": Scenario(
+        _put("wasted", "w" * (14 << 10)),
+        (*_INLINE, "commit:slot", "commit:indexed", "commit:counted", *_COMPACT, "commit:unlocked"),
+        {"wasted": "w" * (14 << 10)},
+        3,
+        _waste_log,
+    ),
+    "create": Scenario(
+        lambda store: store.put("fresh", "new", 1),
+        (*_CREATE, *_INLINE, *_NEW_SLOT, *_END),
+        {"new": 1},
+        10,
+        lambda _, values: values.clear(),
+        dag_id="fresh",
+    ),
+    "clear": Scenario(lambda store: store.clear(WORK), _CLEAR, commits_at=1, clears=True),
+    "rebuild": Scenario(
+        _put("small-2", "again"),
+        ("commit:locked", *_REBUILD, *_INLINE, "commit:slot", *_END),
+        {"small-2": "again"},
+        7,
+        just_before=_damage_slot("small-2"),
+    ),
+    # Double faults: the victim meets what an earlier one left.
+    "redo": Scenario(
+        _put("new", 2),
+        (*_REDO_MANY, *_AFTER_REDO),
+        {"new": 2},
+        len(_REDO_MANY) + 2,
+        _killed("commit:tail", _put_many, _MANY),
+        orphans=4,
+    ),
+    "redo-half": Scenario(
+        _put("new", 2),
+        (*_REDO_MANY, *_AFTER_REDO),
+        {"new": 2},
+        len(_REDO_MANY) + 2,
+        _killed("commit:slot", _put_many, _MANY, 2),
+        orphans=4,
+    ),
+    "redo-half-slot": Scenario(
+        _put("new", 2),
+        ("commit:locked", "redo:begin", *_REBUILD, *_AFTER_REDO),
+        {"new": 2},
+        7,
+        _killed("commit:slot-hash", _put_many, _MANY),
+        orphans=4,
+    ),
+    "redo-delete": Scenario(
+        _put("new", 2),
+        ("commit:locked", "redo:begin", *_REDO_SLOT, "redo:done", *_AFTER_REDO),
+        {"new": 2},
+        7,
+        _killed("commit:tail", lambda store: store.delete(WORK, "large-0"), {"large-0": None}),
+        orphans=2,
+    ),
+    "grow-again": Scenario(
+        lambda store: store.put_many(WORK, {f"second-{n}": n for n in range(400)}),
+        ("commit:locked", *_GROW, *_EXTEND, *_INLINE[1:], *_NEW_SLOT * 400, *_END),
+        {f"second-{n}": n for n in range(400)},
+        9,
+        _killed_growing,
+    ),
+    "compact-again": Scenario(
+        _put("wasted", "w" * (14 << 10)),
+        (*_INLINE, "commit:slot", "commit:indexed", "commit:counted", *_COMPACT, "commit:unlocked"),
+        {"wasted": "w" * (14 << 10)},
+        3,
+        _killed_compacting,
+    ),
+    "put-into-cleared": Scenario(
+        _put("new", 3),
+        ("clear:renamed", *_CREATE, *_INLINE, *_NEW_SLOT, *_END),
+        {"new": 3},
+        11,
+        _killed_clearing,
+    ),
+    "clear-cleared": Scenario(
+        lambda store: store.clear(WORK),
+        ("clear:renamed", "clear:freed"),
+        commits_at=0,
+        prepare=_killed_clearing,
+        clears=True,
+    ),
+}
+
+# A commit of 400 records is not killed at each of its 800 slots.
+_LONG = {"grow-again": {*range(14), 400, 811, 812, 813, 814}}
+
+KILLS = [
+    (name, step)
+    for name, scenario in SCENARIOS.items()
+    for step in range(len(scenario.steps))
+    if step in _LONG.get(name, {step})
+]
