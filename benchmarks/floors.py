@@ -36,12 +36,12 @@ class SmallFloor(Peer):
         super().__init__(address)
         self.fd = os.open(address, os.O_RDWR | os.O_CLOEXEC)
         self.view = memoryview(mmap.mmap(self.fd, _SLOT * _SLOTS))
-        self.writes = self.reads = 0
+        self.written = self.read = 0
 
     def put(self, id: str, value: Any) -> None:
         """Writes into the next slot."""
-        at = self.writes % _SLOTS * _SLOT
-        self.writes += 1
+        at = self.written % _SLOTS * _SLOT
+        self.written += 1
         fcntl.flock(self.fd, fcntl.LOCK_EX)
         try:
             os.pwrite(self.fd, dumps(value), at)
@@ -50,8 +50,8 @@ class SmallFloor(Peer):
 
     def get(self, id: str) -> Any:
         """Reads the next slot."""
-        at = self.reads % _SLOTS * _SLOT
-        self.reads += 1
+        at = self.read % _SLOTS * _SLOT
+        self.read += 1
         return pickle.loads(self.view[at : at + _SLOT])
 
     def close(self) -> None:

@@ -106,10 +106,10 @@ class Lmdb(Peer):
         import lmdb
 
         super().__init__(address)
-        self.environment = lmdb.open(
+        self.environment: Any = lmdb.open(
             address, map_size=self.map_size, sync=False, metasync=False, max_readers=64
         )
-        self.begin = partial(self.environment.begin, buffers=True)
+        self.begin: Callable[..., Any] = partial(self.environment.begin, buffers=True)
 
     def put(self, id: str, value: Any) -> None:
         """Stores a value."""
@@ -210,7 +210,7 @@ class Redis(Peer):
         import redis
 
         super().__init__(address)
-        self.client = redis.Redis(unix_socket_path=address)
+        self.client: Any = redis.Redis(unix_socket_path=address)
 
     def answers(self) -> bool:
         """Whether the server is there."""

@@ -120,7 +120,8 @@ def _cost(function: Callable[[], Any], runs: int, count: int = 100) -> _Cost:
 
     whole = min(took(calling) for _ in range(runs))
     loop = min(took(looping) for _ in range(runs))
-    called, caller = [], []
+    called: list[float] = []
+    caller: list[float] = []
     for _ in range(runs):
         for entry in _profile(calling):
             into = caller if _name(entry.code).endswith("calling") else called

@@ -82,8 +82,9 @@ def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True
     finally:
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
-        for segment in freed:
-            files.unlink(manifest.directory, names.segment_name(segment))
+        if freed:
+            for segment in freed:
+                files.unlink(manifest.directory, names.segment_name(segment))
 
 
 def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
@@ -133,13 +134,14 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
             recovery.rebuild_index(manifest)
             _commit(order)
             return
-        if old and (words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
+        head = words[(old >> 3) + LENGTH_WORD] if old else 0
+        if head >> 32 & 0xFF == PUT:
             if not putting:
                 live -= 1
             elif not overwrite:
                 raise EntryExists(manifest.dag_id, key.decode())
             live_bytes -= words[(old >> 3) + NBYTES_WORD]
-            dead += words[(old >> 3) + LENGTH_WORD] & 0xFFFFFFFF
+            dead += head & 0xFFFFFFFF
             if old_segment := words[(old >> 3) + SEGMENT_WORD]:
                 replaced.append(old_segment)
         elif putting:

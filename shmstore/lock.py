@@ -83,7 +83,8 @@ class Lock:
         self.what = what
         #: A thread takes locks in rising rank only, so that no two wait for each other.
         self.rank = rank
-        #: True in a child that was forked inside this very section.
+        #: True in a child that was forked inside this very section, until it has
+        #: left it: the parent finishes what it began, the child must not.
         self.lost = False
         _all.add(self)
 
@@ -105,11 +106,10 @@ class Lock:
             raise StoreClosed("the interpreter is shutting down")
         me = get_ident()
         outer = _inside.get(me)
-        if outer is not None and outer.rank >= self.rank:
+        if self.lost or (outer is not None and outer.rank >= self.rank):
             raise StoreBusy(self.what, 0.0, "this very thread, further up its stack")
         mine = {0: me}
         owner = self._owner
-        self.lost = False
         # The lock is taken inside the try: an interrupt may come at any bytecode
         # that calls or jumps back. Letting go uses nothing but C calls, each in a
         # finally of its own, since an interrupt can only come after such a call.
@@ -148,6 +148,7 @@ class Lock:
                     finally:
                         owner.clear()
             finally:
+                self.lost = False
                 if outer is None:
                     _inside.pop(me, None)
                 else:

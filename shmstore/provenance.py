@@ -33,7 +33,7 @@ class Producer(NamedTuple):
 
 _process: tuple[int, bytes, Producer] = (0, b"", Producer("", 0))
 # Whole metas of builtin values without codec meta and deps, by type, for this process.
-_bare: dict[type, bytes] = {}
+bare_metas: dict[type, bytes] = {}
 _type_names: dict[type, bytes] = {
     kind: _U16.pack(len(kind.__name__)) + kind.__name__.encode()
     for kind in (dict, list, tuple, set, str, bytes, int, float, bool, type(None))
@@ -51,14 +51,14 @@ class Provenance(NamedTuple):
 
 def type_name(kind: type) -> str:
     """A type's full name; without its module for builtins."""
-    if kind in _bare:
+    if kind in bare_metas:
         return kind.__name__
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def who() -> Producer:
+def this_process() -> Producer:
     """This process, as the producer of values."""
     global _process
     if not _process[0]:
@@ -71,7 +71,7 @@ def who() -> Producer:
 def _in_child() -> None:
     global _process
     _process = (0, b"", Producer("", 0))
-    _bare.clear()
+    bare_metas.clear()
 
 
 os.register_at_fork(after_in_child=_in_child)
@@ -86,16 +86,16 @@ def build_meta(codec_meta: bytes, kind: type, deps: Iterable[bytes] = ()) -> byt
         deps: UTF-8 of the ids that the value was computed from.
     """
     if not codec_meta and not deps:
-        bare = _bare.get(kind)
+        bare = bare_metas.get(kind)
         if bare is not None:
             return bare
-    who()
+    this_process()
     name = _type_names.get(kind) or _sized(type_name(kind).encode("utf-8", "replace")[:1024])
     deps = [*deps] if deps else []
     tail = _U32.pack(len(deps)) + b"".join(map(_sized, deps)) if deps else _NO_DEPS
     meta = b"".join((_U32.pack(len(codec_meta)), codec_meta, _process[1], name, tail))
     if kind in _type_names and not codec_meta and not deps:
-        _bare[kind] = meta
+        bare_metas[kind] = meta
     return meta
 
 

@@ -61,7 +61,8 @@ LARGEST = 1 << 30
 TAG = 65521
 
 _new = tuple.__new__  # a third of what calling the class costs
-_PADS = [bytes(n) for n in range(8)]
+#: Zeroes up to a multiple of 8.
+PADS = [bytes(n) for n in range(8)]
 
 
 class Totals(NamedTuple):
@@ -107,7 +108,7 @@ key_hash = xxh3_64_intdigest
 
 def middle(key: bytes, meta: bytes, payload: bytes | memoryview = b"") -> bytes:
     """The part of a record that does not depend on where it comes to lie."""
-    return b"".join((key, meta, payload, _PADS[-(len(key) + len(meta) + len(payload)) & 7]))
+    return b"".join((key, meta, payload, PADS[-(len(key) + len(meta) + len(payload)) & 7]))
 
 
 def encode(

@@ -17,8 +17,8 @@ from shmstore.entry import INLINE, Entry
 from shmstore.errors import CorruptValue
 from shmstore.manifest import Manifest, Superseded
 from shmstore.opened import OpenDags
-from shmstore.provenance import build_meta, type_name, who
-from shmstore.record import LARGEST, PUT, Record, key_hash, middle
+from shmstore.provenance import bare_metas, build_meta, this_process, type_name
+from shmstore.record import LARGEST, PADS, PUT, Record, key_hash, middle
 from shmstore.segment import READ
 
 #: Payloads up to this many bytes lie in the log and are copied out by get; larger
@@ -69,7 +69,7 @@ def prepare(
         nbytes,
         location,
         now,
-        who(),
+        this_process(),
         None,
         tuple([dep.decode() for dep in deps]) if deps else (),
     )
@@ -83,26 +83,16 @@ def prepare_small(
     dag_id: str, id: str, key: bytes, kind: type, payload: bytes
 ) -> tuple[Change, Entry]:
     """What ``prepare`` does for the commonest puts: small plain values without deps."""
-    meta = build_meta(b"", kind)
-    nbytes = len(payload)
+    meta = bare_metas.get(kind) or build_meta(b"", kind)
+    meta_size, nbytes = len(meta), len(payload)
     now = time_ns()
+    pad = PADS[-(len(key) + meta_size + nbytes) & 7]
+    rest = key + meta + payload + pad
     return (
-        (
-            PUT,
-            PLAIN,
-            0,
-            key,
-            key_hash(key),
-            len(meta),
-            middle(key, meta, payload),
-            nbytes,
-            0,
-            None,
-            now,
-        ),
+        (PUT, PLAIN, 0, key, key_hash(key), meta_size, rest, nbytes, 0, None, now),
         _new(
             Entry,
-            (dag_id, id, "plain", kind.__name__, nbytes, INLINE, now, who(), None, ()),
+            (dag_id, id, "plain", kind.__name__, nbytes, INLINE, now, this_process(), None, ()),
         ),
     )
 
