@@ -114,28 +114,34 @@ def _measure_opening(bench: Bench, root: str, many: int, answer: Answer) -> None
     dags = [("empty", "empty"), ("10 entries", "10 entries"), (f"{many:,} entries", Shmstore.dag)]
     for number, (name, dag) in in_turn(dags, 1 if bench.quick else 9, 0):
         with Worker() as process:
-            took, anonymous, imported = process.call(open_dag, root, dag, _id(number))
+            took, anonymous, imported = process.call(
+                open_dag, root, dag, _id(number), dag != "empty"
+            )
         answer.add(OPEN, name, took / 1000, "ms")
         answer.add(ANONYMOUS, name, anonymous / 1000, "MB")
         answer.add(IMPORT, Shmstore.name, imported / 1000, "ms")
 
 
-def open_dag(root: str, dag: str, id: str) -> tuple[float, int, float]:
+def open_dag(root: str, dag: str, id: str, there: bool) -> tuple[float, int, float]:
     """In a new process: microseconds of opening, kB of anonymous memory, and of importing."""
     command = (
         "import time; t = time.perf_counter(); import shmstore; print(time.perf_counter() - t)"
     )
     imported = float(os.popen(f"{sys.executable} -c '{command}'").read()) * 1e6
     with no_garbage():
-        before = _anonymous_kb()
+        before = anonymous_kb()
         start = perf_counter_ns()
         store = shmstore.Store(root)
-        store.get(dag, id, default=None)
+        value = store.get(dag, id, default=None)
         took = (perf_counter_ns() - start) / 1000
-        return took, _anonymous_kb() - before, imported
+        more = anonymous_kb() - before
+    if value != (VALUE if there else None):
+        raise ValueError(f"DAG {dag!r} gave back {value!r}")
+    return took, more, imported
 
 
-def _anonymous_kb() -> int:
+def anonymous_kb() -> int:
+    """Anonymous memory of this process, kB."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 

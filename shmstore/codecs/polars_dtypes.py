@@ -96,5 +96,5 @@ def has_width_zero(found: Spec) -> bool:
 def has_nul(found: Spec) -> bool:
     """Whether a field's name holds the character that ends names in Arrow's C interface."""
     return any(
-        part[0] == "Struct" and any("\0" in name for name, _ in part[1]) for part in parts(found)
+        part[0] == "Struct" and any("\0" in field[0] for field in part[1]) for part in parts(found)
     )

@@ -61,6 +61,20 @@ def pausing_run(self, *args):
     return run(self, *args)
 crew.Crew.run = pausing_run
 """
+PAUSING_END = """
+end = crew.Crew.end
+def pausing_end(self):
+    pause()
+    end(self)
+crew.Crew.end = pausing_end
+"""
+PAUSING_BEGIN = """
+begin = work.begin
+def pausing_begin(*args):
+    pause()
+    begin(*args)
+work.begin = pausing_begin
+"""
 
 
 @pytest.fixture
@@ -108,6 +122,27 @@ def report_of(*args: str) -> dict[str, Any]:
     assert done.stderr == ""
     report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that these have."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            pids = {int(child) for child in children.read_text().split()}
+        except OSError:
+            continue  # that thread has ended
+        found |= pids.union(*map(descendants, pids))
+    return found
+
+
+def signals_of(pid: int, field: str) -> set[int]:
+    """The signals in one of the masks of ``/proc/<pid>/status``, for example SigBlk."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(rf"^{field}:\t([0-9a-f]+)$", status, re.MULTILINE)
+    assert found
+    mask = int(found[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def assert_nothing_left(root: str) -> None:
@@ -255,14 +290,16 @@ def test_keep_leaves_a_dag_that_other_processes_can_read(
     assert "statistics/b" in told
 
 
-def test_two_ctrl_c_at_once_end_the_run_and_leave_nothing(root: str, csv: str) -> None:
-    """Ctrl-C, also twice, with all workers at work: exit code 130, one sentence, nothing left."""
+def test_ctrl_c_and_again_during_clean_up_leaves_nothing(root: str, csv: str) -> None:
+    """Ctrl-C with all workers at work, and again in the clean-up: code 130, nothing left."""
     args = ("--input", csv, "--by", "kind", "--root", root, "--workers", "2")
-    with Driven(PAUSING_WORKERS, *args) as driven:
+    with Driven(PAUSING_WORKERS + PAUSING_END, *args) as driven:
         assert driven.told() != driven.told()
         assert os.listdir(root)
         os.killpg(driven.process.pid, signal.SIGINT)
+        assert driven.told() == driven.process.pid
         os.killpg(driven.process.pid, signal.SIGINT)
+        driven.go_on()
         code, out, err = driven.end()
     assert (code, out) == (130, "")
     assert err == "Stopped by SIGINT; nothing was left behind.\n"
@@ -284,7 +321,7 @@ def test_other_requests_to_end_leave_nothing(root: str, csv: str, signum: int) -
 
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_ctrl_c_while_workers_start(root: str, csv: str, start_method: str) -> None:
-    """Ctrl-C as soon as there is something to leave, workers just starting: nothing left."""
+    """Ctrl-C while workers are starting: they say nothing of it, and nothing is left."""
     process = subprocess.Popen(
         [
             *(SHMSTORE, "demo", "--input", csv, "--by", "kind", "--root", root),
@@ -296,13 +333,43 @@ def test_ctrl_c_while_workers_start(root: str, csv: str, start_method: str) -> N
         start_new_session=True,
     )
     deadline = time.monotonic() + DEADLINE_S
-    while not (os.path.isdir(root) and os.listdir(root)):
+    # Workers, for spawn and forkserver also what multiprocessing starts beside them.
+    while len(descendants(process.pid)) < 3:
         assert time.monotonic() < deadline
+        assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE_S)  # every process of the run has ended
     assert process.returncode == 130
     assert err == "Stopped by SIGINT; nothing was left behind.\n"
     assert_nothing_left(root)
+
+
+def test_a_worker_being_born_is_not_disturbed_by_signals(root: str, csv: str) -> None:
+    """Until a worker is ready for signals they are held back, so it dies of none half-way."""
+    args = ("--input", csv, "--by", "kind", "--root", root, "--workers", "1")
+    with Driven(PAUSING_BEGIN, *args) as driven:
+        pid = driven.told()
+        wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        assert wanted <= signals_of(pid, "SigBlk")
+        assert not wanted & signals_of(driven.process.pid, "SigBlk")
+        os.killpg(driven.process.pid, signal.SIGINT)
+        driven.go_on()
+        code, _, err = driven.end()
+    assert (code, err) == (130, "Stopped by SIGINT; nothing was left behind.\n")
+    assert_nothing_left(root)
+
+
+def test_a_worker_at_work_ends_by_sigterm_only(root: str, csv: str) -> None:
+    """A worker ignores Ctrl-C, which is for the main process, and dies of SIGTERM at once."""
+    args = ("--input", csv, "--by", "kind", "--root", root, "--workers", "1")
+    with Driven(PAUSING_WORKERS, *args) as driven:
+        pid = driven.told()
+        assert {signal.SIGINT, signal.SIGHUP} <= signals_of(pid, "SigIgn")
+        assert signal.SIGTERM not in signals_of(pid, "SigBlk") | signals_of(pid, "SigCgt")
+        os.kill(pid, signal.SIGTERM)
+        code, _, err = driven.end()
+    assert code == 1
+    assert "was killed by signal 15 (SIGTERM)" in err
 
 
 def test_a_worker_killed_at_work_ends_the_run(root: str, csv: str) -> None:

@@ -68,7 +68,8 @@ def test_multiprocess_ships_closures_over_the_store(store: shmstore.Store) -> No
 
     fill(store)
     with multiprocess.get_context("fork").Pool(1) as pool:
-        got = pool.apply_async(lambda id: int(store.get("d", id)[0]), ("part/2",)).get(TIMEOUT_S)
+        closure = lambda name: int(store.get("d", name)[0])  # noqa: E731
+        got = pool.apply_async(closure, ("part/2",)).get(TIMEOUT_S)
         pool.close()
         pool.join()
     assert got == 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measuring, place, report
+from benchmarks import many_entries, measuring, place, report
 from benchmarks.measuring import Answer, Target
 
 _CHECKOUT = Path(__file__).parents[2]
@@ -160,3 +160,17 @@ def test_targets_are_held_against_the_side_they_name() -> None:
     assert "[ MISS ] put at most 2 times" in shown
     assert "3.00" in shown
     assert max(map(len, shown.splitlines())) <= report.WIDTH
+
+
+def test_anonymous_memory_that_is_taken_is_seen() -> None:
+    """A DAG that cost 15 MB to open would show, since the probe sees what was taken."""
+    before = many_entries.anonymous_kb()
+    taken = b"\1" * (20 << 20)
+    seen = many_entries.anonymous_kb() - before
+    assert len(taken) / 1000 * 0.9 < seen * 1.024
+
+
+def test_opening_a_dag_that_lacks_its_value_is_an_error() -> None:
+    """No time is given for a get that did not find what it should."""
+    with place.temporary() as path, pytest.raises(ValueError, match="gave back None"):
+        many_entries.open_dag(path, "nothing", "value 0", True)
