@@ -9,7 +9,8 @@ from benchmarks.contest import Bench
 from benchmarks.floors import NewFile, WarmCopy
 from benchmarks.large_values import AGAIN, FIRST, LATER, PUT, READ, measure
 from benchmarks.measuring import Answer
-from benchmarks.peers import OTHERS, Peer, SharedArrays, Shmstore
+from benchmarks.peers import OTHERS, Peer, Shmstore
+from benchmarks.shared_blocks import SharedArrays
 
 NAME = "arrays"
 TITLE = "put and get of float64 arrays of 64 KiB, 1 MiB and 256 MiB"

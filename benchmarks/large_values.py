@@ -89,7 +89,7 @@ def _read(
 def _attach_again(peer: Any, id: str) -> float:
     """A get of a value that was let go of before, and is again afterwards."""
     held: list[Any] = []
-    took = time_gets(lambda id: held.append(peer.get(id)), [id])
+    took = time_gets(lambda key: held.append(peer.get(key)), [id])
     held.clear()
     peer.release()
     return took

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
 import sys
 from time import perf_counter_ns
 from typing import Any
@@ -127,7 +128,10 @@ def open_dag(root: str, dag: str, id: str, there: bool) -> tuple[float, int, flo
     command = (
         "import time; t = time.perf_counter(); import shmstore; print(time.perf_counter() - t)"
     )
-    imported = float(os.popen(f"{sys.executable} -c '{command}'").read()) * 1e6
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=True
+    )
+    imported = float(done.stdout) * 1e6
     with no_garbage():
         before = anonymous_kb()
         start = perf_counter_ns()

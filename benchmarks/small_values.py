@@ -8,7 +8,8 @@ from benchmarks import contest
 from benchmarks.contest import Bench
 from benchmarks.floors import SmallFloor
 from benchmarks.measuring import Answer, in_turn, time_gets, time_puts
-from benchmarks.peers import OTHERS, Lmdb, Peer, Redis, SharedMemory, Shmstore
+from benchmarks.peers import OTHERS, Lmdb, Peer, Redis, Shmstore
+from benchmarks.shared_blocks import SharedMemory
 
 NAME = "small"
 TITLE = "put and get of a two-key dict"

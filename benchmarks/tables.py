@@ -10,7 +10,8 @@ from benchmarks.contest import Bench
 from benchmarks.floors import NewFile, WarmCopy
 from benchmarks.large_values import AGAIN, FIRST, LATER, PUT, READ, measure
 from benchmarks.measuring import Answer
-from benchmarks.peers import OTHERS, Peer, SharedTables, Shmstore
+from benchmarks.peers import OTHERS, Peer, Shmstore
+from benchmarks.shared_blocks import SharedTables
 
 NAME = "tables"
 TITLE = "put and get of an Arrow table of mixed columns"

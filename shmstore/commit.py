@@ -41,7 +41,6 @@ from shmstore.record import (
     pack_totals,
     unpack_totals,
 )
-from shmstore.view import View
 
 #: One record to be committed, all that may fail or take long having been done: op
 #: (PUT or DELETE), codec, flags, key (the id's bytes), hash of the key, bytes of meta
@@ -72,7 +71,12 @@ def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True
     """
     freed: list[int] = []
     try:
-        manifest.lock.run(_commit, (manifest, changes, overwrite, freed))
+        try:
+            manifest.lock.run(_commit, (manifest, changes, overwrite, freed))
+        except IndexDamagedError:
+            # Nothing has been changed. What is rebuilt from the log is sound.
+            manifest.guarded(recovery.rebuild_index, manifest)
+            manifest.lock.run(_commit, (manifest, changes, overwrite, freed))
     except LockLost:
         raise Superseded from None
     except TimeoutError:
@@ -109,7 +113,7 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
     for change in changes:
         need += SMALLEST + len(change[6])
     if view.index.head[USED] + len(changes) > view.index.limit and putting:
-        view = _grown(manifest, view, len(changes))
+        view = recovery.grow(manifest, view, len(changes))
     # By a name of its own: readers of this process may set view.log meanwhile.
     log = view.log
     if need > log.size:
@@ -128,12 +132,7 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
     replaced: list[int] = []
     unnamed = False
     for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
-        try:
-            at, old = view.locate(log, key, hashed)
-        except IndexDamagedError:
-            recovery.rebuild_index(manifest)
-            _commit(order)
-            return
+        at, old = view.locate(log, key, hashed)
         head = words[(old >> 3) + LENGTH_WORD] if old else 0
         if head >> 32 & 0xFF == PUT:
             if not putting:
@@ -209,13 +208,6 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
         hook("commit:counted")
     if dead > compaction.FLOOR:
         compaction.when_worth_it(manifest, view, log, dead)
-
-
-def _grown(manifest: Manifest, view: View, more: int) -> View:
-    try:
-        return recovery.grow(manifest, view, more)
-    except IndexDamagedError:
-        return recovery.rebuild_index(manifest)
 
 
 def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:

@@ -10,22 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import names, record, recovery
+from shmstore import names, recovery
 from shmstore.errors import CorruptValue
 from shmstore.index import IndexDamagedError
 from shmstore.manifest import Manifest
 from shmstore.record import (
     CHECKPOINT,
     CURRENT,
+    HEAD_SIZE,
     INDEXED,
+    LENGTH_WORD,
     LIVE,
     PAGE,
     PUT,
+    SMALLEST,
     STATE,
+    TAG,
     TAIL,
     Record,
     Totals,
+    key_hash,
+    unpack_head,
 )
 from shmstore.view import DOUBTFUL, View
 
@@ -44,7 +51,7 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
         view = manifest.view
         if view is None or control[STATE] != LIVE or control[CURRENT] != view.current:
             view = manifest.fresh()
-        hashed = record.key_hash(key)
+        hashed = key_hash(key)
         words = view.log.words
         # A writer is between the two, or died there: what it committed counts.
         if words[TAIL] != words[INDEXED]:
@@ -59,6 +66,47 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
     except OSError as error:
         raise manifest.converted(error) from error
     return manifest.guarded(find_settled, manifest, key)
+
+
+def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes] | None:
+    """Codec, meta and payload of a value that lies in the log, if all is well.
+
+    What ``find`` does, in one function for the commonest get. Whatever is not as
+    it should be, or merely different, is left to ``find``: then this returns None.
+    """
+    view = manifest.view
+    if view is None:
+        return None
+    control = manifest.control
+    log, index = view.log, view.index
+    words = log.words
+    if control[STATE] != LIVE or control[CURRENT] != view.current or words[TAIL] != words[INDEXED]:
+        return None
+    hashed = key_hash(key)
+    slots = index.slots
+    at = (hashed & index.mask) * 2
+    while slots[at] != hashed:
+        if not slots[at + 1]:
+            return None
+        at += 2  # ends at the last slot, which is unused
+    word = slots[at + 1]
+    offset = word >> 16
+    if not PAGE <= offset <= log.size - SMALLEST or (offset ^ hashed) % TAG != word & 0xFFFF:
+        return None
+    raw = log.map[offset : offset + (words[(offset >> 3) + LENGTH_WORD] & 0xFFFFFFFF)]
+    if len(raw) < SMALLEST:
+        return None
+    check, _, op, codec, _, _, _, nbytes, segment, key_size, _, meta_size = unpack_head(raw)
+    meta_at = HEAD_SIZE + key_size
+    if (
+        op != PUT
+        or segment
+        or check != checksum(raw[8:], log.seed)
+        or raw[HEAD_SIZE:meta_at] != key
+    ):
+        return None
+    payload_at = meta_at + meta_size
+    return codec, raw[meta_at:payload_at], raw[payload_at : payload_at + nbytes]
 
 
 def _newest_in_gap(view: View, key: bytes) -> Record | None:
@@ -89,7 +137,7 @@ def _newest_in_gap(view: View, key: bytes) -> Record | None:
 def find_settled(manifest: Manifest, key: bytes) -> Record | None:
     """What ``find`` does, under the lock, after putting right what made it doubt."""
     view = recovery.settled(manifest, [])
-    hashed = record.key_hash(key)
+    hashed = key_hash(key)
     log = view.log
     try:
         _, offset = view.locate(log, key, hashed)

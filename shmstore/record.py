@@ -54,6 +54,7 @@ TOTALS_SIZE = _TOTALS.size
 pack_head = _HEAD.pack
 pack_totals = _TOTALS.pack
 unpack_totals = _TOTALS.unpack_from
+unpack_head = _WHOLE_HEAD.unpack_from
 SMALLEST = HEAD_SIZE + TOTALS_SIZE
 #: Bytes of a record that the store writes; the format allows 4 GiB.
 LARGEST = 1 << 30
@@ -179,7 +180,7 @@ def decode(raw: bytes, seed: int) -> Record | None:
         key_size,
         _,
         meta_size,
-    ) = _WHOLE_HEAD.unpack_from(raw)
+    ) = unpack_head(raw)
     if check != xxh3_64_intdigest(raw[8:], seed):
         return None
     meta_at = HEAD_SIZE + key_size

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 from shmstore import codecs, lifecycle, names, provenance, reading, segment, stored
 from shmstore.codecs.plain import quick
 from shmstore.commit import Change, commit
+from shmstore.commit_small import put_small
 from shmstore.dag import Dag
 from shmstore.entry import INLINE, ClearReport, DagInfo, Entry, Explanation, StoreStats
-from shmstore.errors import CorruptValue, NotFound, StoreError
+from shmstore.errors import NotFound, StoreError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.names import encode_id
 from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
+from shmstore.reading import peek
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.segment import READ
 from shmstore.store_async import AsyncCalls
+from shmstore.stored import INLINE_LIMIT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,20 +102,16 @@ class Store(AsyncCalls):
         """
         key = encode_id(id, "id")
         dags = self._dags
-        small = None if deps else quick(value)
-        if small is not None and len(small) <= stored.INLINE_LIMIT:
-            change, entry = stored.prepare_small(dag_id, id, key, type(value), small)
-        else:
-            noted = [encode_id(dep, "a dep") for dep in deps]
-            encoded = codecs.encode(value)
-            change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
-        manifest = dags.manifests.get(dag_id)
-        if manifest is not None:
-            try:
-                commit(manifest, (change,), overwrite)
-                return entry
-            except Superseded:
-                pass
+        if overwrite and not deps:
+            small = quick(value)
+            manifest = dags.manifests.get(dag_id)
+            if small is not None and manifest is not None and len(small) <= INLINE_LIMIT:
+                entry = put_small(manifest, dag_id, id, key, type(value), small)
+                if entry is not None:
+                    return entry
+        noted = [encode_id(dep, "a dep") for dep in deps]
+        encoded = codecs.encode(value)
+        change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
         dags.write(dag_id, commit, (change,), overwrite)
         return entry
 
@@ -166,19 +165,23 @@ class Store(AsyncCalls):
             CorruptValue: What is stored fails a check.
             Unserializable: This process lacks a class or library that the value needs.
         """
-        if mode not in segment.MODES:
-            raise ValueError(f"mode must be 'read', 'cow' or 'copy', not {mode!r}")
         key = encode_id(id, "id")
+        if mode == READ:
+            manifest = self._dags.manifests.get(dag_id)
+            if manifest is not None:
+                small = peek(manifest, key)
+                if small is not None:
+                    codec, meta, payload = small
+                    return stored.decoded(dag_id, id, codec, meta, memoryview(payload))
+        elif mode not in segment.MODES:
+            raise ValueError(f"mode must be 'read', 'cow' or 'copy', not {mode!r}")
         found = stored.find(self._dags, dag_id, key, mode)
         if found is None:
             if default is _MISSING:
                 raise NotFound(dag_id, id)
             return default
-        record, payload = found
-        try:
-            return codecs.decode(record.codec, provenance.codec_meta(record.meta), payload)
-        except CorruptValue as error:
-            raise CorruptValue(error.check, error.where, dag_id, id) from error
+        record, view = found
+        return stored.decoded(dag_id, id, record.codec, record.meta, view)
 
     def get_buffer(self, dag_id: str, id: str) -> pa.Buffer:
         """The stored bytes of a value, undecoded; zero-copy unless they are inline.
@@ -326,7 +329,7 @@ class Store(AsyncCalls):
             raise NotFound(dag_id, id)
         notes = codecs.explain(record.codec, provenance.codec_meta(record.meta), record.nbytes)
         if not record.segment:
-            why = f"inline: up to {stored.INLINE_LIMIT:,} bytes are copied out of the log"
+            why = f"inline: up to {INLINE_LIMIT:,} bytes are copied out of the log"
             notes = [note._replace(copied=True, why=why) for note in notes]
         return Explanation(
             dag_id,

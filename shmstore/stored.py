@@ -17,8 +17,8 @@ from shmstore.entry import INLINE, Entry
 from shmstore.errors import CorruptValue
 from shmstore.manifest import Manifest, Superseded
 from shmstore.opened import OpenDags
-from shmstore.provenance import bare_metas, build_meta, this_process, type_name
-from shmstore.record import LARGEST, PADS, PUT, Record, key_hash, middle
+from shmstore.provenance import build_meta, codec_meta, this_process, type_name
+from shmstore.record import LARGEST, PUT, Record, key_hash, middle
 from shmstore.segment import READ
 
 #: Payloads up to this many bytes lie in the log and are copied out by get; larger
@@ -46,9 +46,9 @@ def prepare(
     Raises:
         StoreFull: No room for the payload.
     """
-    codec, codec_meta, parts, nbytes = encoded
+    codec, own_meta, parts, nbytes = encoded
     kind = type(value)
-    meta = build_meta(codec_meta, kind, deps)
+    meta = build_meta(own_meta, kind, deps)
     number, file, location = 0, None, INLINE
     if nbytes <= INLINE_LIMIT:
         payload = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -76,24 +76,6 @@ def prepare(
     return (
         (PUT, codec, 0, key, key_hash(key), len(meta), rest, nbytes, number, file, now),
         _new(Entry, entry),
-    )
-
-
-def prepare_small(
-    dag_id: str, id: str, key: bytes, kind: type, payload: bytes
-) -> tuple[Change, Entry]:
-    """What ``prepare`` does for the commonest puts: small plain values without deps."""
-    meta = bare_metas.get(kind) or build_meta(b"", kind)
-    meta_size, nbytes = len(meta), len(payload)
-    now = time_ns()
-    pad = PADS[-(len(key) + meta_size + nbytes) & 7]
-    rest = key + meta + payload + pad
-    return (
-        (PUT, PLAIN, 0, key, key_hash(key), meta_size, rest, nbytes, 0, None, now),
-        _new(
-            Entry,
-            (dag_id, id, "plain", kind.__name__, nbytes, INLINE, now, this_process(), None, ()),
-        ),
     )
 
 
@@ -147,6 +129,19 @@ def _find_under_lock(manifest: Manifest, key: bytes, mode: str) -> tuple[Record,
         raise CorruptValue(
             "its segment is missing", "the DAG's directory", manifest.dag_id, key.decode()
         ) from None
+
+
+def decoded(dag_id: str, id: str, codec: int, meta: bytes, payload: memoryview) -> Any:
+    """The value of a payload.
+
+    Raises:
+        CorruptValue: A check of the codec failed; names the value.
+    """
+    try:
+        # A plain value has no meta of its codec; it is what most gets are about.
+        return codecs.decode(codec, b"" if codec == PLAIN else codec_meta(meta), payload)
+    except CorruptValue as error:
+        raise CorruptValue(error.check, error.where, dag_id, id) from error
 
 
 def entry_of(dag_id: str, stored: Record) -> Entry:

@@ -43,12 +43,26 @@ def store(root: str) -> Iterator[shmstore.Store]:
         yield opened
 
 
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Notes that a test failed: its traceback keeps everything open."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
-def leaves_nothing() -> Iterator[None]:
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a descriptor, a child process or a name in /dev/shm."""
     looks: tuple[Callable[[], dict[Any, str]], ...] = (_children, _descriptors, _names)
     before = [look() for look in looks]
     yield
+    if request.node.stash.get(_FAILED, False):
+        return
     deadline = time.monotonic() + _LEAVING_S
     while True:
         left = [

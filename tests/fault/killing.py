@@ -54,6 +54,10 @@ class Child:
             raise AssertionError(f"child {self.pid} raised:\n{value}")
         return value
 
+    def silent(self, seconds: float) -> bool:
+        """True if the child neither sends anything nor ends for that long."""
+        return not select.select([self._results], [], [], seconds)[0]
+
     def send(self, value: Any = None) -> None:
         """Sends the child what its ``Parent.receive`` waits for."""
         _write(self._calls, value)

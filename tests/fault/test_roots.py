@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_a_namespace_of_a_later_version_is_refused(root: str) -> None:
     control = Path(root, "default", "control")
     before = control.read_bytes()
     control.write_bytes(_from_the_future(before))
-    with pytest.raises(shmstore.UnusableRoot, match="version 2 is newer than 1.*upgrade"):
+    with pytest.raises(shmstore.UnusableRoot, match=r"version 2 is newer than 1.*upgrade"):
         shmstore.Store(root)
     assert control.read_bytes() == _from_the_future(before)
     control.write_bytes(before)
@@ -57,7 +58,7 @@ def test_a_dag_of_a_later_version_is_refused(root: str) -> None:
         lambda: later.clear("dag"),
         lambda: list(later.ids("dag")),
     ):
-        with pytest.raises(shmstore.UnusableRoot, match="version 2 is newer than 1.*upgrade"):
+        with pytest.raises(shmstore.UnusableRoot, match=r"version 2 is newer than 1.*upgrade"):
             refused()
     assert manifest.exists()
     assert later.get("other", "a") == 2
@@ -95,10 +96,12 @@ def test_another_users_root_is_refused(root: str) -> None:
         shmstore.Store(theirs)
 
 
-def test_a_root_that_others_may_enter_is_refused(root: str) -> None:
-    """A root with a mode that lets others in is refused, with the command that helps."""
-    os.chmod(root, 0o750)
-    with pytest.raises(shmstore.UnusableRoot, match="mode 0750.*chmod 700"):
+@pytest.mark.parametrize(("which", "mode"), [("", 0o770), ("default", 0o750)])
+def test_a_place_that_others_may_change_is_refused(root: str, which: str, mode: int) -> None:
+    """A root that others may write, or a namespace they may enter, is refused, with the cure."""
+    shmstore.Store(root)
+    os.chmod(f"{root}/{which}", mode)
+    with pytest.raises(shmstore.UnusableRoot, match=f"mode {mode:04o}.*chmod 700"):
         shmstore.Store(root)
 
 
@@ -184,6 +187,9 @@ def test_a_root_that_vanishes_is_said_to_have(root: str, gone: str) -> None:
     store.put("dag", "large", np.arange(9000))
     view = store.get("dag", "large")
     shutil.rmtree(f"{inner}/{gone}")
+    deadline = time.monotonic() + 1  # whether the root is there is looked at now and then
+    while not isinstance(_within(20, store.put, "dag", "small", 2), Exception):
+        assert time.monotonic() < deadline, "a put still worked a second later"
     calls = {
         "put": lambda: store.put("dag", "small", 2),
         "put large": lambda: store.put("dag", "new", np.arange(9001)),
@@ -201,6 +207,10 @@ def test_a_root_that_vanishes_is_said_to_have(root: str, gone: str) -> None:
         assert not isinstance(outcome, shmstore.NotFound), f"{what}: {outcome!r}"
         assert "removed" in str(outcome), f"{what}: {outcome}"
     assert np.array_equal(view, np.arange(9000))
+    if gone == "default/dags":  # half a namespace is nothing that was ever made here
+        with pytest.raises(shmstore.UnusableRoot):
+            shmstore.Store(inner)
+        return
     with shmstore.Store(inner) as fresh:
         fresh.put("dag", "small", 3)
         assert fresh.get("dag", "small") == 3

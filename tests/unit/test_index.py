@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -78,8 +79,10 @@ def test_a_table_of_many_keys() -> None:
 
 
 @pytest.fixture
-def directory(root: str) -> Descriptor:
-    return Descriptor.open(root, os.O_RDONLY | os.O_DIRECTORY)
+def directory(root: str) -> Iterator[Descriptor]:
+    opened = Descriptor.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    yield opened
+    opened.close()
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=50))

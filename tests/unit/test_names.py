@@ -45,7 +45,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 
 @pytest.mark.parametrize("dag_id", DAG_IDS)
 def test_a_token_is_a_safe_file_name(dag_id: str) -> None:
-    """A token is one path component of at most 255 bytes of ASCII, not hidden, never "." or ".."."""
+    """A token is one path component, at most 255 bytes of ASCII, neither hidden nor ".."."""
     token = names.dag_token(dag_id)
     assert 0 < len(token.encode("ascii")) <= 255
     assert not set(token) & set("/\0*>\n\t ")

@@ -50,10 +50,9 @@ def shown(function: object) -> str:
         return "property"
     parameters = []
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
-        default = parameter.default
-        if not isinstance(default, (str, int, tuple, type(None), type)):
-            parameter = parameter.replace(default=...)
-        parameters.append(parameter.replace(annotation=inspect.Parameter.empty))
+        known = isinstance(parameter.default, (str, int, tuple, type(None), type))
+        default = parameter.default if known else ...
+        parameters.append(parameter.replace(default=default, annotation=inspect.Parameter.empty))
     return str(inspect.Signature(parameters)).replace("Ellipsis", "...")
 
 

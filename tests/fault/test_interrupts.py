@@ -1,0 +1,235 @@
+"""Signals, finalizers and interrupts in the middle of a change."""
+
+from __future__ import annotations
+
+import dis
+import fcntl
+import gc
+import os
+import random
+import signal
+import sys
+import time
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmstore
+from shmstore import crashpoints
+from tests import reading_files
+from tests.fault.killing import call
+
+_FILES = ("/shmstore/lock.py", "/shmstore/commit.py", "/shmstore/recovery.py", "/shmstore/view.py")
+# Where the interpreter looks for signals: after a call into C, at a jump back, at a
+# function's start. Not when a Python function returns.
+_LOOKS = ("CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD", "RESUME")
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt at the n-th place where a signal could be handled.
+
+    An interrupt after a call belongs to the call, one that is raised here to the next
+    instruction: where another handler covers that one, nothing is raised.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.where = ""
+        self._before: dict[FrameType, int | None] = {}
+        self._names: dict[CodeType, dict[int, str]] = {}
+        self._handlers: dict[CodeType, dict[int, int]] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "call" and frame.f_back is not None:
+            self._before[frame.f_back] = None
+        if not frame.f_code.co_filename.endswith(_FILES):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self._opcode(frame)
+        return self
+
+    def _opcode(self, frame: FrameType) -> None:
+        code, now = frame.f_code, frame.f_lasti
+        if code not in self._names:
+            self._names[code] = {one.offset: one.opname for one in dis.get_instructions(code)}
+            self._handlers[code] = {
+                offset: entry.target
+                for entry in dis._parse_exception_table(code)  # type: ignore[attr-defined]
+                for offset in range(entry.start, entry.end, 2)
+            }
+        before = self._before.get(frame)
+        self._before[frame] = now
+        handlers = self._handlers[code]
+        if before is None or self._names[code][before] not in _LOOKS:
+            return
+        if handlers.get(before) != handlers.get(now):
+            return
+        self.left -= 1
+        if self.left == 0:
+            self.where = f"{code.co_name}, line {frame.f_lineno}, {self._names[code][before]}"
+            raise KeyboardInterrupt
+
+
+def _is_free(path: str) -> bool:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _interrupt_everywhere(root: str, large: bool) -> int:
+    store = shmstore.Store(root)
+    store.put("dag", "a", 0)
+    path = str(reading_files.read(root, "dag").path / "lock")
+    acknowledged: Any = 0
+    for at in range(1, 2000):
+        value = np.full(5000, at) if large else at
+        interrupt = _Interrupt(at)
+        sys.settrace(interrupt)
+        try:
+            store.put("dag", "a", value)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        assert _is_free(path), f"the lock is held after interrupt {at}: {interrupt.where}"
+        got = store.get("dag", "a")
+        allowed = (acknowledged, value) if interrupted else (value,)
+        assert any(np.array_equal(got, one) for one in allowed), f"interrupt {at}: {got}"
+        store.put("dag", "b", at)
+        acknowledged = got if isinstance(got, int) else np.array(got)
+        if not interrupted:
+            break
+    else:
+        raise AssertionError("no put came through")
+    reading_files.check(root, orphans=at)
+    store.put("dag", "a", 1)
+    return at
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_interrupt_at_any_place_leaves_no_lock(root: str, large: bool) -> None:
+    """Wherever Ctrl-C comes in a put, the lock is free afterwards and the value old or new."""
+    assert call(_interrupt_everywhere, root, large) > 15, "hardly any place was tried"
+    assert call(lambda: shmstore.Store(root).put("dag", "c", 1)).id == "c"
+
+
+def _real_signals(root: str) -> tuple[int, int]:
+    store = shmstore.Store(root)
+    store.put("dag", "a", 0)
+    path = str(reading_files.read(root, "dag").path / "lock")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, stop)
+    rng = random.Random(1)
+    interrupted = passed = 0
+    acknowledged = 0
+    deadline = time.monotonic() + 8
+    for n in range(1, 4001):
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 120e-6))
+                store.put("dag", "a", n)
+                passed += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupted += 1
+        assert _is_free(path), f"the lock is held after attempt {n}"
+        got = store.get("dag", "a")
+        assert got in (acknowledged, n)
+        acknowledged = got
+        if time.monotonic() > deadline:
+            break
+    reading_files.check(root)
+    return interrupted, passed
+
+
+def test_real_signals_leave_no_lock(root: str) -> None:
+    """Thousands of puts interrupted by a real signal at random never leave the lock held."""
+    interrupted, _ = call(_real_signals, root)
+    assert interrupted > 100, "hardly any put was interrupted"
+
+
+_UNDER_LOCK = [
+    "commit:locked",
+    "commit:written",
+    "commit:named",
+    "commit:tail",
+    "commit:slot-hash",
+    "commit:slot",
+    "commit:indexed",
+    "commit:counted",
+]
+
+
+class _Finalized:
+    """Calls the store while it is collected, as a careless ``__del__`` does."""
+
+    def __init__(self, reenter: Any) -> None:
+        self.reenter = reenter
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.reenter()
+
+
+def _reentered(root: str, point: str, way: str) -> list[str]:
+    store = shmstore.Store(root)
+    store.put("dag", "a", 1)
+    store.put("other", "a", 1)
+    outcomes: list[str] = []
+
+    def reenter(*_: object) -> None:
+        for action in (
+            lambda: store.put("dag", "a", "from within"),
+            lambda: store.put("dag", "large", np.arange(9000)),
+            lambda: store.put("other", "a", "from within"),
+            lambda: store.delete("dag", "a"),
+            lambda: store.clear("dag"),
+        ):
+            start = time.monotonic()
+            try:
+                action()
+                outcomes.append("done")
+            except shmstore.StoreBusy as busy:
+                assert "this very thread" in str(busy)
+                outcomes.append("busy")
+            assert time.monotonic() - start < 1, "it waited for itself"
+        assert store.get("dag", "a") == 1
+
+    def hook(name: str) -> None:
+        if name == point and not outcomes:
+            if way == "signal":
+                signal.raise_signal(signal.SIGUSR1)
+            else:
+                _Finalized(reenter)
+                gc.collect()
+
+    signal.signal(signal.SIGUSR1, reenter)
+    crashpoints.hook = hook
+    store.put("dag", "new", {"the": "outer one"})
+    crashpoints.hook = None
+    assert store.get("dag", "new") == {"the": "outer one"}
+    assert store.get("dag", "a") == store.get("other", "a") == 1
+    store.put("dag", "a", 2)
+    assert store.get("dag", "a") == 2
+    reading_files.check(root)
+    return outcomes
+
+
+@pytest.mark.parametrize("way", ["signal", "finalizer"])
+@pytest.mark.parametrize("point", _UNDER_LOCK)
+def test_a_call_from_within_a_change_is_refused_at_once(root: str, point: str, way: str) -> None:
+    """A signal handler or finalizer that calls the store inside a put gets StoreBusy at once."""
+    assert call(_reentered, root, point, way) == ["busy"] * 5
