@@ -37,6 +37,7 @@ from shmstore.record import (
     TAIL,
     TOTALS_SIZE,
     USED,
+    Record,
     pack_head,
     pack_totals,
     unpack_totals,
@@ -50,15 +51,27 @@ from shmstore.record import (
 Change: TypeAlias = tuple[int, int, int, bytes, int, int, bytes, int, int, Descriptor | None, int]
 
 
-def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True) -> None:
+class Replaced(Exception):
+    """The value is no longer the one that the change was decided for."""
+
+
+def commit(
+    manifest: Manifest,
+    changes: Sequence[Change],
+    overwrite: bool = True,
+    judged: Record | None = None,
+) -> None:
     """Makes changes visible to every process, all or none.
 
     Args:
         manifest: The DAG.
         changes: At least one, all PUT or all DELETE, with distinct keys.
         overwrite: If False, a PUT of a key that has a value is refused.
+        judged: The record that the single change was decided for; if it is no
+            longer its key's newest one, nothing happens.
 
     Raises:
+        Replaced: See ``judged``. Nothing was changed.
         EntryExists: As said. Nothing was changed.
         NotFound: A DELETE of a key without a value. Nothing was changed.
         StoreFull: No room. Nothing was changed.
@@ -72,11 +85,11 @@ def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True
     freed: list[int] = []
     try:
         try:
-            manifest.lock.run(_commit, (manifest, changes, overwrite, freed))
+            manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
         except IndexDamagedError:
             # Nothing has been changed. What is rebuilt from the log is sound.
             manifest.guarded(recovery.rebuild_index, manifest)
-            manifest.lock.run(_commit, (manifest, changes, overwrite, freed))
+            manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
     except LockLost:
         raise Superseded from None
     except TimeoutError:
@@ -91,9 +104,11 @@ def commit(manifest: Manifest, changes: Sequence[Change], overwrite: bool = True
                 files.unlink(manifest.directory, names.segment_name(segment))
 
 
-def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
+def _commit(
+    order: tuple[Manifest, Sequence[Change], bool, Record | None, list[int]],
+) -> None:
     """Under the lock. One long function: calls are what a put's time goes into."""
-    manifest, changes, overwrite, freed = order
+    manifest, changes, overwrite, judged, freed = order
     hook = crashpoints.hook
     if hook is not None:
         hook("commit:locked")
@@ -133,6 +148,8 @@ def _commit(order: tuple[Manifest, Sequence[Change], bool, list[int]]) -> None:
     unnamed = False
     for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
         at, old = view.locate(log, key, hashed)
+        if judged is not None and (not old or log.read(old) != judged):
+            raise Replaced
         head = words[(old >> 3) + LENGTH_WORD] if old else 0
         if head >> 32 & 0xFF == PUT:
             if not putting:

@@ -40,7 +40,10 @@ class Dag(MutableMapping[str, Any]):
         self.store.delete(self.dag_id, id)
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and bool(id) and self.store.has_value(self.dag_id, id)
+        try:
+            return isinstance(id, str) and self.store.has_value(self.dag_id, id)
+        except ValueError:  # no id: nothing can be stored under it
+            return False
 
     def __len__(self) -> int:
         return self.store.count(self.dag_id)
@@ -53,7 +56,7 @@ class Dag(MutableMapping[str, Any]):
 
     def keys(self) -> KeysView[str]:
         """The ids, as of each iteration's start."""
-        return KeysView(self)
+        return _Keys(self)
 
     def items(self) -> ItemsView[str, Any]:
         """Ids and values; a value that others delete meanwhile is left out."""
@@ -73,13 +76,11 @@ class Dag(MutableMapping[str, Any]):
         if len(default) > 1:
             raise TypeError(f"pop takes at most 2 arguments, got {1 + len(default)}")
         try:
-            value = self[id]
-            del self[id]
+            return self.store.take(self.dag_id, id)
         except NotFound:
             if default:
                 return default[0]
             raise
-        return value
 
     def popitem(self) -> tuple[str, Any]:
         """Removes the value stored last and returns its id and it.
@@ -152,26 +153,39 @@ class Dag(MutableMapping[str, Any]):
         return f"<shmstore.Dag {self.dag_id!r} of {len(self)} values in {self.store!r}>"
 
 
+class _Keys(KeysView[str]):
+    _mapping: Dag
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._mapping)
+
+
 class _Items(ItemsView[str, Any]):
     _mapping: Dag
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for id in self._mapping:
-            try:
-                yield id, self._mapping[id]
-            except NotFound:
-                continue
+        return _present(self._mapping, iter(self._mapping))
+
+    def __reversed__(self) -> Iterator[tuple[str, Any]]:
+        return _present(self._mapping, reversed(self._mapping))
 
 
 class _Values(ValuesView[Any]):
     _mapping: Dag
 
     def __iter__(self) -> Iterator[Any]:
-        for id in self._mapping:
-            try:
-                yield self._mapping[id]
-            except NotFound:
-                continue
+        return (value for _, value in _present(self._mapping, iter(self._mapping)))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (value for _, value in _present(self._mapping, reversed(self._mapping)))
+
+
+def _present(dag: Dag, ids: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    for id in ids:
+        try:
+            yield id, dag[id]
+        except NotFound:
+            continue
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -181,7 +195,7 @@ def _equal(one: Any, other: Any) -> bool:
     equals = getattr(one, "equals", None)  # pandas, polars, pyarrow
     if callable(equals):
         return bool(equals(other))
+    if getattr(one, "shape", None) != getattr(other, "shape", None):
+        return False
     same = one == other
-    if isinstance(same, bool):
-        return same
-    return bool(getattr(same, "all", lambda: same)()) and one.shape == other.shape
+    return bool(same.all() if hasattr(same, "all") else same)

@@ -26,16 +26,14 @@ class OpenDags:
     that open the same DAG at once must end up with the same one.
 
     Attributes:
-        space: The namespace.
         manifests: What is open; empty after ``close``.
     """
 
-    __slots__ = ("_closed", "manifests", "space")
+    __slots__ = ("_space", "manifests")
 
     def __init__(self, space: Namespace) -> None:
-        self.space = space
+        self._space: Namespace | None = space
         self.manifests: dict[str, Manifest] = {}
-        self._closed = False
 
     def read(
         self,
@@ -69,14 +67,28 @@ class OpenDags:
                 self._forget(dag_id, manifest)
         raise _never_settled(dag_id)
 
+    @property
+    def space(self) -> Namespace:
+        """The namespace.
+
+        Raises:
+            StoreClosed: After ``close``.
+        """
+        if self._space is None:
+            raise StoreClosed
+        return self._space
+
     def check_open(self) -> None:
         """Raises StoreClosed after ``close``."""
-        if self._closed:
+        if self._space is None:
             raise StoreClosed
 
     def close(self) -> None:
-        """Lets go of all DAGs, and opens none any more."""
-        self._closed = True
+        """Lets go of all DAGs and of the namespace.
+
+        Their files are closed as soon as no thread is using them.
+        """
+        self._space = None
         self.manifests = {}
 
     def forget(self, dag_id: str) -> None:
@@ -84,15 +96,15 @@ class OpenDags:
         self.manifests.pop(dag_id, None)
 
     def _open(self, dag_id: str) -> Manifest | None:
-        self.check_open()
+        space = self.space
         names.encode_id(dag_id, "dag_id")
-        manifest = lifecycle.find_dag(self.space, dag_id)
+        manifest = lifecycle.find_dag(space, dag_id)
         return None if manifest is None else self._keep(dag_id, manifest)
 
     def _create(self, dag_id: str) -> Manifest:
-        self.check_open()
+        space = self.space
         names.encode_id(dag_id, "dag_id")
-        return self._keep(dag_id, lifecycle.find_or_create_dag(self.space, dag_id))
+        return self._keep(dag_id, lifecycle.find_or_create_dag(space, dag_id))
 
     def _keep(self, dag_id: str, manifest: Manifest) -> Manifest:
         kept = self.manifests.setdefault(dag_id, manifest)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shmstore import codecs, lifecycle, names, provenance, reading, segment, stored
 from shmstore.codecs.plain import quick
-from shmstore.commit import Change, commit
+from shmstore.commit import Change, Replaced, commit
 from shmstore.commit_small import put_small
 from shmstore.dag import Dag
 from shmstore.entry import INLINE, ClearReport, DagInfo, Entry, Explanation, StoreStats
@@ -58,18 +58,19 @@ class Store(AsyncCalls):
         self._given_root = None if root is None else os.path.abspath(os.fspath(root))
         name = names.default_namespace() if namespace is None else namespace
         names.check_name(name, "namespace")
-        self._space = Namespace(self._given_root or names.default_root(), name)
-        self._dags = OpenDags(self._space)
+        space = Namespace(self._given_root or names.default_root(), name)
+        self._dags = OpenDags(space)
+        self._root, self._namespace = space.root, space.name
 
     @property
     def root(self) -> str:
         """The root directory."""
-        return self._space.root
+        return self._root
 
     @property
     def namespace(self) -> str:
         """The namespace's name."""
-        return self._space.name
+        return self._namespace
 
     # --- Storing -------------------------------------------------------------------
 
@@ -230,14 +231,32 @@ class Store(AsyncCalls):
             NotFound: One of them is missing; nothing was changed.
         """
         keys = dict.fromkeys(encode_id(id, "id") for id in ids)
-        now = time.time_ns()
-        changes: list[Change] = [
-            (DELETE, 0, 0, key, key_hash(key), 0, middle(key, b""), 0, 0, None, now) for key in keys
-        ]
+        changes = _deletes(keys)
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
         if changes and self._dags.read(dag_id, _commit_deletes, changes) is None:
             raise NotFound(dag_id, changes[0][3].decode())
+
+    def take(self, dag_id: str, id: str) -> Any:
+        """Removes a value and returns it; of several who try, one gets it.
+
+        The value is mapped read-only, as by ``get``.
+
+        Raises:
+            NotFound: There is no such value.
+        """
+        key = encode_id(id, "id")
+        while True:
+            found = stored.find(self._dags, dag_id, key, READ)
+            if found is None:
+                raise NotFound(dag_id, id)
+            record, view = found
+            value = stored.decoded(dag_id, id, record.codec, record.meta, view)
+            try:
+                if self._dags.read(dag_id, _commit_deletes, _deletes([key]), record):
+                    return value
+            except (Replaced, NotFound):
+                continue  # somebody else was faster
 
     def clear(self, dag_id: str) -> ClearReport:
         """Removes a DAG with all its values; an unknown one is no error.
@@ -246,8 +265,7 @@ class Store(AsyncCalls):
         the process dies here, the DAG is either untouched or gone.
         """
         encode_id(dag_id, "dag_id")
-        self._dags.check_open()
-        cleared = lifecycle.clear_dag(self._space, dag_id)
+        cleared = lifecycle.clear_dag(self._dags.space, dag_id)
         self._dags.forget(dag_id)
         return ClearReport(cleared)
 
@@ -266,8 +284,8 @@ class Store(AsyncCalls):
 
     def entries(self, dag_id: str) -> Iterator[Entry]:
         """The entries of a DAG as of now, in the order in which they were stored."""
-        for record in self._records(dag_id):
-            yield stored.entry_of(dag_id, record)
+        records = self._records(dag_id)
+        return (stored.entry_of(dag_id, record) for record in records)
 
     def ids(self, dag_id: str, prefix: str = "", *, newest_first: bool = False) -> Iterator[str]:
         """The ids of a DAG's values as of now, in the order in which they were stored.
@@ -278,9 +296,8 @@ class Store(AsyncCalls):
             newest_first: The other way round.
         """
         wanted = prefix.encode()
-        for record in self._records(dag_id, newest_first=newest_first):
-            if record.key.startswith(wanted):
-                yield record.key.decode()
+        records = self._records(dag_id, newest_first=newest_first)
+        return (record.key.decode() for record in records if record.key.startswith(wanted))
 
     def _records(self, dag_id: str, *, newest_first: bool = False) -> Iterator[Record]:
         found = self._dags.read(dag_id, reading.records, newest_first)
@@ -293,9 +310,8 @@ class Store(AsyncCalls):
 
     def dags(self) -> list[DagInfo]:
         """All DAGs of the namespace, by name; damaged ones with their fault."""
-        self._dags.check_open()
         found = []
-        for token, opened in lifecycle.every_dag(self._space):
+        for token, opened in lifecycle.every_dag(self._dags.space):
             try:
                 if isinstance(opened, StoreError):
                     raise opened
@@ -343,7 +359,7 @@ class Store(AsyncCalls):
     def stats(self) -> StoreStats:
         """The state of the namespace and its file system."""
         dags = self.dags()
-        status = os.fstatvfs(self._space.directory.fd)
+        status = os.fstatvfs(self._dags.space.directory.fd)
         return StoreStats(
             root=self.root,
             namespace=self.namespace,
@@ -376,12 +392,21 @@ class Store(AsyncCalls):
         return Store, (self.root, self.namespace)
 
     def __repr__(self) -> str:
-        return f"<shmstore.Store {self._space.path!r}>"
+        return f"<shmstore.Store {self._namespace!r} in {self._root!r}>"
 
 
-def _commit_deletes(manifest: Manifest, changes: list[Change]) -> bool:
-    commit(manifest, changes)
+def _commit_deletes(
+    manifest: Manifest, changes: list[Change], judged: Record | None = None
+) -> bool:
+    commit(manifest, changes, judged=judged)
     return True
+
+
+def _deletes(keys: Iterable[bytes]) -> list[Change]:
+    now = time.time_ns()
+    return [
+        (DELETE, 0, 0, key, key_hash(key), 0, middle(key, b""), 0, 0, None, now) for key in keys
+    ]
 
 
 def _dag_info(manifest: Manifest) -> DagInfo:

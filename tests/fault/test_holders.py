@@ -260,3 +260,19 @@ def test_a_put_that_outlives_a_clear_lands_whole(root: str, successor: bool) -> 
     expected = {"large", "successor"} if successor else {"large"}
     assert set(reading_files.check(root)["dag"].records) == expected
     assert not reading_files.trash(root)
+
+
+@pytest.mark.parametrize("point", ["clear:marked", "clear:renamed"])
+@pytest.mark.parametrize("value", [2, np.arange(9000)], ids=["small", "large"])
+def test_a_put_after_a_dead_clearer_is_kept(root: str, point: str, value: Any) -> None:
+    """A store that has the DAG open never writes into what a dead process has cleared."""
+    store = shmstore.Store(root)
+    store.put("dag", "a", 1)
+    kill_at(point, 1, lambda: shmstore.Store(root).clear("dag"))
+    store.put("dag", "b", value)
+    for reader in (store, shmstore.Store(root)):
+        assert list(reader.ids("dag")) == ["b"]
+        assert np.array_equal(reader.get("dag", "b"), value)
+        with pytest.raises(shmstore.NotFound):
+            reader.delete("dag", "a")
+    assert set(reading_files.check(root)["dag"].records) == {"b"}

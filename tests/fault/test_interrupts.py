@@ -21,7 +21,10 @@ from shmstore import crashpoints
 from tests import reading_files
 from tests.fault.killing import call
 
-_FILES = ("/shmstore/lock.py", "/shmstore/commit.py", "/shmstore/recovery.py", "/shmstore/view.py")
+_FILES = tuple(
+    f"/shmstore/{name}.py"
+    for name in ("lock", "commit", "recovery", "view", "segment", "descriptor", "files", "log")
+)
 # Where the interpreter looks for signals: after a call into C, at a jump back, at a
 # function's start. Not when a Python function returns.
 _LOOKS = ("CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD", "RESUME")

@@ -34,7 +34,7 @@ def _assert_has(store: shmstore.Store, dag_id: str, values: dict[str, Any]) -> N
     for id, value in values.items():
         assert _same(store.get(dag_id, id), value), f"{id} is wrong"
         assert store.has_value(dag_id, id)
-    for id in ("new", "never", "large-0", *(f"second-{n}" for n in (0, 399))):
+    for id in ("new", "never", "large-0", "second-0", "second-9"):
         if id not in values:
             with pytest.raises(shmstore.NotFound):
                 store.get(dag_id, id)

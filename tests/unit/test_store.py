@@ -18,8 +18,7 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import compaction, crashpoints, index, names, record, stored, view
-from shmstore import store as store_module
+from shmstore import compaction, crashpoints, index, names, view
 from shmstore.store import Store
 from tests import reading_files
 
@@ -312,22 +311,6 @@ def test_dags_and_stats(store: Store) -> None:
     assert 0 < stats.free_bytes <= stats.file_system_bytes
 
 
-def test_colliding_hashes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys of one and the same hash are told apart by their bytes."""
-    for module in (record, stored, store_module):
-        monkeypatch.setattr(module, "key_hash", lambda key: 12345)
-    for number in range(40):
-        store.put("d", f"k{number}", number)
-    store.put_many("d", {f"m{number}": number for number in range(40)})
-    store.delete_many("d", [f"k{number}" for number in range(0, 40, 2)])
-    store.put("d", "k0", "again")
-    assert [store.get("d", f"k{number}") for number in range(1, 40, 2)] == [*range(1, 40, 2)]
-    assert [store.get("d", f"m{number}") for number in range(40)] == [*range(40)]
-    assert store.get("d", "k0") == "again"
-    assert not store.has_value("d", "k2")
-    assert store.count("d") == 61
-
-
 # --- What others do meanwhile -----------------------------------------------------
 
 
@@ -508,7 +491,8 @@ def test_a_pickled_store_opens_the_same_place(root: str) -> None:
     again = pickle.loads(raw)
     assert (again.root, again.namespace) == (root, "ns")
     assert again.get("d", "a") == 1
-    assert repr(again) == f"<shmstore.Store '{root}/ns'>"
+    assert root in repr(again)
+    assert "ns" in repr(again)
 
 
 def test_defaults_come_from_the_environment(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
