@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest as checksum
 from shmstore import compaction, crashpoints, files, names, recovery
 from shmstore.descriptor import Descriptor
 from shmstore.errors import EntryExists, NotFound
+from shmstore.forked import here, refused
 from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
 from shmstore.log import RESERVE
@@ -136,7 +137,6 @@ def _commit(
 
     # 2. The records come to lie behind the tail, where they do not count yet, so
     # this may refuse at any of them.
-    lock = manifest.lock
     index = view.index
     words, memory, seed = log.words, log.view, log.seed
     offset = words[TAIL]
@@ -180,8 +180,8 @@ def _commit(
             + pack_totals(sequence, live, live_bytes, dead)
         )
         check = checksum(body, seed)
-        if lock.lost:
-            raise manifest.forked_inside()
+        if here.lost:
+            raise refused()
         memory[offset + 8 : end] = body
         words[offset >> 3] = check
         slotted.append((at, old, hashed, offset << 16 | (offset ^ hashed) % TAG))
@@ -192,8 +192,8 @@ def _commit(
         _name_segments(manifest, changes)
     if hook is not None:
         hook("commit:named")
-    if lock.lost:
-        raise manifest.forked_inside()
+    if here.lost:
+        raise refused()
 
     # 3. The commit point. From here on no call into Python comes between, unless
     # a test has set the hook: no handler of a signal may run half-way, or fork.
@@ -204,8 +204,8 @@ def _commit(
     # 4. The index follows.
     slots = index.slots
     for at, old, hashed, word in slotted:
-        if lock.lost:
-            raise manifest.forked_inside()
+        if here.lost:
+            raise refused()
         place = at
         if not old:
             while slots[place + 1]:  # taken by an earlier change of this commit
@@ -217,6 +217,8 @@ def _commit(
         slots[place + 1] = word
         if hook is not None:
             hook("commit:slot")
+    if here.lost:
+        raise refused()
     words[INDEXED] = offset
     if hook is not None:
         hook("commit:indexed")
@@ -244,9 +246,13 @@ def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:
             if not file.ours():
                 raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
             name = names.segment_name(segment)
+            source = f"/proc/self/fd/{file.fd}"
             named.append(name)
-            os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True)
+            if here.lost:
+                raise refused()
+            os.link(source, name, dst_dir_fd=directory.fd, follow_symlinks=True)
     except BaseException:
-        for name in named:
-            files.unlink(directory, name)
+        if not here.lost:
+            for name in named:
+                files.unlink(directory, name)
         raise

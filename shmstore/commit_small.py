@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest as checksum
 from shmstore import compaction, crashpoints, files, names
 from shmstore.codecs.plain import PLAIN
 from shmstore.entry import INLINE, Entry
+from shmstore.forked import here, refused
 from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
 from shmstore.log import RESERVE
@@ -154,23 +155,22 @@ def _commit(
         + pack_totals(sequence + 1, live, live_bytes + nbytes, dead)
     )
     check = checksum(body, log.seed)
-    lock = manifest.lock
-    if lock.lost:
-        raise manifest.forked_inside()
+    if here.lost:
+        raise refused()
     log.view[offset + 8 : end] = body
     words[offset >> 3] = check
     if hook is not None:
         hook("commit:written")
-    if lock.lost:
-        raise manifest.forked_inside()
+    if here.lost:
+        raise refused()
 
     words[TAIL] = end  # the commit point
     if segment:
         freed += (segment,)
     if hook is not None:
         hook("commit:tail")
-    if lock.lost:
-        raise manifest.forked_inside()
+    if here.lost:
+        raise refused()
     if not old:
         slots[at] = hashed
         if hook is not None:

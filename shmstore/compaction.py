@@ -44,7 +44,7 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     tail = old_log.words[TAIL]
     hashes, offsets, sizes = _live_records(view, old_log, tail)
     starts = np.cumsum(sizes) - sizes
-    totals = old_log.totals()
+    totals = old_log.totals(tail)
     length = record.SMALLEST
     checksum, body = record.encode(
         CHECKPOINT, 0, 0, 0, 0, 0, 0, 0, 0, b"",

@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 from weakref import WeakSet
 
+from shmstore.forked import here, refused
+
 _not_for_children: WeakSet[Descriptor] = WeakSet()
 
 
@@ -43,7 +45,10 @@ class Descriptor:
         inherit: bool = True,
     ) -> Descriptor:
         """Opens ``name``, relative to the directory descriptor ``within``."""
-        fd = os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=within)
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+        if here.lost and flags & os.O_CREAT:
+            raise refused()
+        fd = os.open(name, flags, mode, dir_fd=within)
         try:
             return cls(fd, inherit=inherit)
         except BaseException:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreFull
+from shmstore.forked import here, refused
 
 _MOST_PARTS = 1024  # IOV_MAX on Linux
 
@@ -47,6 +48,8 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     if len(parts) == 1:
         part = memoryview(parts[0])
         while part:
+            if here.lost:
+                raise refused()
             written = os.pwrite(fd, part, at)
             at += written
             part = part[written:]
@@ -54,7 +57,10 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     pending = list(parts)
     first = 0
     while first < len(pending):
-        written = os.pwritev(fd, pending[first : first + _MOST_PARTS], at)
+        now = pending[first : first + _MOST_PARTS]
+        if here.lost:
+            raise refused()
+        written = os.pwritev(fd, now, at)
         at += written
         while first < len(pending) and written >= len(pending[first]):
             written -= len(pending[first])
@@ -75,16 +81,27 @@ def create_file(directory: Descriptor, name: str) -> Descriptor:
     try:
         return Descriptor.open(name, flags, within=directory.fd)
     except FileExistsError:
+        if here.lost:
+            raise refused() from None
         os.unlink(name, dir_fd=directory.fd)
         return Descriptor.open(name, flags, within=directory.fd)
 
 
 def unlink(directory: Descriptor, name: str) -> None:
     """Removes a file that somebody else may have removed already."""
+    if here.lost:
+        raise refused()
     try:
         os.unlink(name, dir_fd=directory.fd)
     except FileNotFoundError:
         pass
+
+
+def rename(name: str, source: Descriptor, new_name: str, target: Descriptor) -> None:
+    """Renames from one directory to another."""
+    if here.lost:
+        raise refused()
+    os.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
 
 
 def remove_tree(directory: Descriptor, name: str) -> None:
@@ -101,6 +118,8 @@ def remove_tree(directory: Descriptor, name: str) -> None:
             unlink(inner, entry)
     finally:
         inner.close()
+    if here.lost:
+        raise refused()
     try:
         os.rmdir(name, dir_fd=directory.fd)
     except FileNotFoundError:

@@ -19,7 +19,8 @@ from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreError, UnusableRoot
 from shmstore.files import remove_tree
-from shmstore.lock import LockLost
+from shmstore.forked import here, refused
+from shmstore.lock import LockLost, between_forks
 from shmstore.manifest import Manifest
 from shmstore.namespace import Namespace
 from shmstore.record import CLEARED, STATE
@@ -44,7 +45,7 @@ def find_or_create_dag(space: Namespace, dag_id: str) -> Manifest:
         if found is not None:
             return found
         _finish_clearing(space, token)
-        _create(space, token, dag_id)
+        between_forks(_create, space, token, dag_id)
 
 
 def _open_at(space: Namespace, token: str, dag_id: str | None) -> Manifest | None:
@@ -73,9 +74,10 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
             reach("create:directory")
             _build(directory, dag_id)
             reach("create:whole")
-            os.rename(aside, token, src_dir_fd=space.trash.fd, dst_dir_fd=space.dags.fd)
+            files.rename(aside, space.trash, token, space.dags)
         except BaseException:
-            remove_tree(space.trash, aside)
+            if not here.lost:
+                remove_tree(space.trash, aside)
             raise
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
@@ -155,7 +157,7 @@ def _move_damaged(dag: tuple[Namespace, str]) -> bool:
         file = Descriptor.open(names.MANIFEST, os.O_RDWR, within=directory.fd)
     except FileNotFoundError:
         return False
-    os.pwrite(file.fd, CLEARED.to_bytes(8, "little"), STATE * 8)
+    files.write_all(file.fd, [CLEARED.to_bytes(8, "little")], STATE * 8)
     _move_aside(space, token)
     return True
 
@@ -170,6 +172,8 @@ def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
     reach("clear:locked")
     if not manifest.live:
         return False
+    if here.lost:
+        raise refused()
     manifest.control[STATE] = CLEARED
     reach("clear:marked")
     _move_aside(space, token)
@@ -177,12 +181,7 @@ def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
 
 
 def _move_aside(space: Namespace, token: str) -> None:
-    os.rename(
-        token,
-        names.scratch_name("old"),
-        src_dir_fd=space.dags.fd,
-        dst_dir_fd=space.trash.fd,
-    )
+    files.rename(token, space.dags, names.scratch_name("old"), space.trash)
     reach("clear:renamed")
 
 
@@ -213,10 +212,16 @@ def _finish_clearing(space: Namespace, token: str) -> None:
 
 
 def empty_trash(space: Namespace) -> None:
-    """Frees cleared DAGs, whoever cleared them; those being built are left alone."""
-    for name in os.listdir(space.trash.fd):
-        if name.startswith("old-"):
-            remove_tree(space.trash, name)
+    """Frees cleared DAGs, whoever cleared them; those being built are left alone.
+
+    What cannot be freed now, for want of descriptors say, the next clear frees.
+    """
+    try:
+        for name in os.listdir(space.trash.fd):
+            if name.startswith("old-"):
+                remove_tree(space.trash, name)
+    except OSError:
+        pass
 
 
 def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:

@@ -28,6 +28,7 @@ from weakref import WeakSet
 from shmstore import descriptor
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreBusy, StoreClosed
+from shmstore.forked import here
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -68,7 +69,6 @@ class Lock:
         "_mark",
         "_name",
         "_owner",
-        "lost",
         "rank",
         "what",
     )
@@ -83,9 +83,6 @@ class Lock:
         self.what = what
         #: A thread takes locks in rising rank only, so that no two wait for each other.
         self.rank = rank
-        #: True in a child that was forked inside this very section, until it has
-        #: left it: the parent finishes what it began, the child must not.
-        self.lost = False
         _all.add(self)
 
     def run(self, body: Callable[[A], R], argument: A) -> R:
@@ -106,7 +103,7 @@ class Lock:
             raise StoreClosed("the interpreter is shutting down")
         me = get_ident()
         outer = _inside.get(me)
-        if self.lost or (outer is not None and outer.rank >= self.rank):
+        if outer is not None and outer.rank >= self.rank:
             raise StoreBusy(self.what, 0.0, "this very thread, further up its stack")
         mine = {0: me}
         owner = self._owner
@@ -148,8 +145,8 @@ class Lock:
                     finally:
                         owner.clear()
             finally:
-                self.lost = False
                 if outer is None:
+                    here.lost = False
                     _inside.pop(me, None)
                 else:
                     _inside[me] = outer
@@ -176,7 +173,7 @@ class Lock:
             if tries <= _YIELDS:
                 os.sched_yield()
             else:
-                longest = min(_LONGEST_SLEEP_S, 20e-6 * 1.5 ** (tries - _YIELDS))
+                longest = min(_LONGEST_SLEEP_S, 20e-6 * 1.5 ** min(tries - _YIELDS, 16))
                 time.sleep(random.uniform(longest / 4, longest))
             _inside[me] = self
 
@@ -214,8 +211,8 @@ class Lock:
 def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Calls ``body`` with no fork by another thread in the middle of it.
 
-    For opening a file and noting down that it is open: a child must not inherit
-    what it cannot know of.
+    For opening a file and noting down that it is open, as a child must not inherit
+    what it cannot know of; and for a change that needs no lock.
     """
     me = get_ident()
     outer = _inside.get(me)
@@ -228,12 +225,12 @@ def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
             time.sleep(20e-6)
     finally:
         if outer is None:
+            here.lost = False
             _inside.pop(me, None)
 
 
 class _NoLock:
     rank = 0
-    lost = False
 
 
 _NO_LOCK = _NoLock()
@@ -258,9 +255,10 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _forking, _fork_turn
-    for lock in _inside.values():
-        lock.lost = True  # forked inside the section: the parent finishes it
-    _inside.clear()
+    me = get_ident()
+    here.lost = me in _inside  # until this thread has left what it is inside of
+    for thread in [thread for thread in _inside if thread != me]:
+        del _inside[thread]
     for lock in list(_all):
         lock._owner.clear()
         lock._descriptor = None

@@ -16,6 +16,7 @@ from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
 from shmstore.files import create_file, map_shared, write_all
+from shmstore.forked import here, refused
 from shmstore.record import INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
 
 #: A new DAG's log, bytes.
@@ -66,14 +67,8 @@ class Log:
         finally:
             file.close()
 
-    @property
-    def tail(self) -> int:
-        """Where committed records end, bytes from the file's start."""
-        return self.words[TAIL]
-
-    def totals(self) -> Totals:
-        """The running totals of the last committed record."""
-        tail = self.words[TAIL]
+    def totals(self, tail: int) -> Totals:
+        """The running totals of the record that ends at ``tail``, which is mapped."""
         if tail == PAGE:
             return Totals(0, 0, 0, 0)
         at = (tail - record.TOTALS_SIZE) >> 3
@@ -124,10 +119,13 @@ class Log:
             present = file.size
             if present < need:
                 step = max(need - present, min(present, _LARGEST_STEP))
+                much, enough = _whole_pages(present + step), _whole_pages(need)
+                if here.lost:
+                    raise refused()
                 try:
-                    os.posix_fallocate(file.fd, present, _whole_pages(present + step) - present)
+                    os.posix_fallocate(file.fd, present, much - present)
                 except OSError:
-                    os.posix_fallocate(file.fd, present, _whole_pages(need) - present)
+                    os.posix_fallocate(file.fd, present, enough - present)
                 reach("extend:allocated")
             longer = self._remap(file.fd)
         finally:

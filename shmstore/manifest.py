@@ -16,7 +16,8 @@ from typing import ParamSpec, TypeVar
 
 from shmstore import files, names, record
 from shmstore.descriptor import Descriptor
-from shmstore.errors import CorruptValue, StoreBusy, UnusableRoot
+from shmstore.errors import CorruptValue, UnusableRoot
+from shmstore.forked import here, refused
 from shmstore.index import Index, IndexDamagedError
 from shmstore.lock import Lock, LockLost
 from shmstore.log import Log
@@ -174,14 +175,10 @@ class Manifest:
 
     def switch(self, view: View) -> None:
         """Stores ``current``: the commit point of new files. Under the lock."""
-        if self.lock.lost:
-            raise self.forked_inside()
+        if here.lost:
+            raise refused()
         self.control[CURRENT] = view.current
         self.view = view
-
-    def forked_inside(self) -> StoreBusy:
-        """For a child that was forked in the middle of a locked section: it must not go on."""
-        return StoreBusy(self.lock.what, 0.0, "the parent, which forked during a put")
 
     def guarded(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls ``body`` under the commit lock, with errors turned into ours."""

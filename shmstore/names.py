@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 
 MAX_ID_BYTES = 1024
 MAX_FILE_NAME = 255
@@ -57,6 +58,13 @@ def encode_id(value: object, what: str) -> bytes:
             f"{value[:40]!r}..."
         )
     return encoded
+
+
+def several(values: Iterable[str], what: str) -> Iterable[str]:
+    """``values``, unless that is one ``str``, whose characters would be taken for ids."""
+    if isinstance(values, str):
+        raise TypeError(f"{what} must be several ids, not the single str {values!r:.80}")
+    return values
 
 
 def check_name(value: object, what: str) -> str:

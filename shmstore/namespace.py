@@ -148,7 +148,7 @@ def _write_control(directory: Descriptor) -> None:
     file = files.create_file(directory, aside)
     try:
         files.write_all(file.fd, [page])
-        os.rename(aside, names.CONTROL, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+        files.rename(aside, directory, names.CONTROL, directory)
     except BaseException:
         files.unlink(directory, aside)
         raise
@@ -197,7 +197,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
         if stored == _boot_id():
             return  # somebody else has done it
         for token in os.listdir(dags.fd):
-            os.rename(token, names.scratch_name("old"), src_dir_fd=dags.fd, dst_dir_fd=trash.fd)
+            files.rename(token, dags, names.scratch_name("old"), trash)
         for name in os.listdir(trash.fd):
             files.remove_tree(trash, name)
         _write_control(directory)

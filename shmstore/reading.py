@@ -8,6 +8,7 @@ of it, the rest is damage, which is repaired from the log or reported.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 from xxhash import xxh3_64_intdigest as checksum
@@ -15,6 +16,7 @@ from xxhash import xxh3_64_intdigest as checksum
 from shmstore import names, recovery
 from shmstore.errors import CorruptValue
 from shmstore.index import IndexDamagedError
+from shmstore.log import Log
 from shmstore.manifest import Manifest
 from shmstore.record import (
     CHECKPOINT,
@@ -53,6 +55,7 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
             view = manifest.fresh()
         hashed = key_hash(key)
         words = view.log.words
+        view.cover(words[TAIL])
         # A writer is between the two, or died there: what it committed counts.
         if words[TAIL] != words[INDEXED]:
             newest = _newest_in_gap(view, key)
@@ -122,10 +125,10 @@ def _newest_in_gap(view: View, key: bytes) -> Record | None:
     start, end = words[INDEXED], words[TAIL]
     if not PAGE <= start <= end:
         raise IndexDamagedError
-    view.cover(end)
+    log = view.cover(end)
     newest = None
     reached = start
-    for offset, found in view.log.scan(start, end):
+    for offset, found in log.scan(start, end):
         reached = offset + found.length
         if found.key == key and found.op != CHECKPOINT:
             newest = found
@@ -138,7 +141,7 @@ def find_settled(manifest: Manifest, key: bytes) -> Record | None:
     """What ``find`` does, under the lock, after putting right what made it doubt."""
     view = recovery.settled(manifest, [])
     hashed = key_hash(key)
-    log = view.log
+    log = view.cover(view.log.words[TAIL])
     try:
         _, offset = view.locate(log, key, hashed)
     except IndexDamagedError:
@@ -165,9 +168,9 @@ def totals(manifest: Manifest) -> Totals:
             view = manifest.fresh()
             tail = view.log.words[TAIL]
             if tail >= PAGE and not tail & 7:
-                view.cover(tail)
-                if tail <= view.log.size:
-                    return view.log.totals()
+                log = view.cover(tail)
+                if tail <= log.size:
+                    return log.totals(tail)
         except (IndexDamagedError, FileNotFoundError):
             pass
         except OSError as error:
@@ -192,48 +195,71 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: A record fails its check.
     """
-    view, offsets, newer = _snapshot(manifest)
+    log, offsets, newer = _snapshot(manifest)
     if newest_first:
         offsets = offsets[::-1]
-    return _read_each(manifest, view, offsets, newer)
+    return _read_each(manifest, log, offsets, newer)
+
+
+#: A log, offsets of newest records in it, and the offsets of those records, by key,
+#: that are newer than what the index said.
+_Snapshot: TypeAlias = tuple[Log, np.typing.NDArray[np.uint64], dict[bytes, int]]
 
 
 def _read_each(
     manifest: Manifest,
-    view: View,
+    log: Log,
     offsets: np.typing.NDArray[np.uint64],
     newer: dict[bytes, int],
 ) -> Iterator[Record]:
     for start in range(0, len(offsets), 4096):
         for offset in offsets[start : start + 4096].tolist():
-            found = view.log.read(offset)
+            found = log.read(offset)
             if found is None:
                 raise CorruptValue(
                     "a record fails its check",
-                    f"{names.log_name(view.log.number)} at {offset}",
+                    f"{names.log_name(log.number)} at {offset}",
                     manifest.dag_id,
                 )
             if found.op == PUT and newer.get(found.key, offset) == offset:
                 yield found
 
 
-def _snapshot(
-    manifest: Manifest,
-) -> tuple[View, np.typing.NDArray[np.uint64], dict[bytes, int]]:
+def _snapshot(manifest: Manifest) -> _Snapshot:
     for _ in range(_ATTEMPTS):
         try:
-            view = manifest.fresh()
-            start, end = view.log.words[INDEXED], view.log.words[TAIL]
-            view.cover(end)
-            offsets = view.index.entries()[1]
-            view.cover(int(offsets.max(initial=0)) + 1)
-            newer = {found.key: offset for offset, found in view.log.scan(start, end)}
-            more = np.array([*newer.values()], dtype=np.uint64)
-            return view, np.union1d(offsets, more), newer
+            snapshot = _copied(manifest.fresh())
+            if snapshot is not None:
+                return snapshot
         except IndexDamagedError:
             manifest.guarded(recovery.rebuild_index, manifest)
         except FileNotFoundError:
-            manifest.guarded(recovery.settled, manifest, [])
+            pass  # replaced meanwhile
         except OSError as error:
             raise manifest.converted(error) from error
-    raise CorruptValue("its index cannot be kept whole", names.MANIFEST, manifest.dag_id)
+    return manifest.guarded(_snapshot_settled, manifest)
+
+
+def _copied(view: View) -> _Snapshot | None:
+    """A copy of what the index says, or None if a commit came between.
+
+    A commit stores ``tail`` first and its slots after that. So if ``tail`` has not
+    moved, no slot of a later commit is in the copy, nor half of a put_many.
+    """
+    words = view.log.words
+    start, end = words[INDEXED], words[TAIL]
+    offsets = view.index.entries()[1]
+    log = view.cover(end)
+    if words[TAIL] != end:
+        return None
+    newer = {found.key: offset for offset, found in log.scan(start, end)}
+    more = np.array([*newer.values()], dtype=np.uint64)
+    return log, np.union1d(offsets, more), newer
+
+
+def _snapshot_settled(manifest: Manifest) -> _Snapshot:
+    """Under the lock, if writers were faster each time."""
+    snapshot = _copied(recovery.settled(manifest, []))
+    if snapshot is None:
+        raise CorruptValue("its tail moves under the lock", names.MANIFEST, manifest.dag_id)
+    return snapshot

@@ -14,6 +14,7 @@ import numpy as np
 from shmstore import files, index, names, record
 from shmstore.crashpoints import reach
 from shmstore.errors import CorruptValue
+from shmstore.forked import here, refused
 from shmstore.index import Index, IndexDamagedError
 from shmstore.log import Log
 from shmstore.manifest import Manifest
@@ -50,7 +51,7 @@ def settled(manifest: Manifest, freed: list[int]) -> View:
     words = view.log.words
     if words[TAIL] != words[INDEXED]:
         view = _redo(manifest, view, freed)
-    elif words[TAIL] > view.log.size:
+    else:
         view.cover(words[TAIL])
     return view
 
@@ -65,11 +66,10 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
     start, end = words[INDEXED], words[TAIL]
     if not PAGE <= start < end:
         return _repair_positions(manifest, view)
-    view.cover(end)
-    pending = list(view.log.scan(start, end))
+    log = view.cover(end)
+    pending = list(log.scan(start, end))
     if not pending or pending[-1][0] + pending[-1][1].length != end:
         return _repair_positions(manifest, view)
-    log = view.log
     try:
         if view.index.head[USED] + len(pending) > view.index.limit:
             view = grow(manifest, view, len(pending))
@@ -82,12 +82,12 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
                 segment = old_words[(old >> 3) + SEGMENT_WORD]
                 if segment:
                     freed.append(segment)
-            if manifest.lock.lost:
-                raise manifest.forked_inside()
             place(view.index, at, found.key_hash, offset)
             reach("redo:slot")
     except IndexDamagedError:
         return rebuild_index(manifest)
+    if here.lost:
+        raise refused()
     log.words[INDEXED] = end
     manifest.control[COUNTER] += 1
     reach("redo:done")
@@ -98,9 +98,14 @@ def place(found: Index, at: int, hashed: int, offset: int) -> None:
     """Points a slot at a record: the hash first, as the second word makes it count."""
     slots = found.slots
     new = not slots[at + 1]
+    word = record.slot_word(offset, hashed)
+    if here.lost:
+        raise refused()
     slots[at] = hashed
     reach("commit:slot-hash")
-    slots[at + 1] = record.slot_word(offset, hashed)
+    if here.lost:
+        raise refused()
+    slots[at + 1] = word
     if new:
         found.head[USED] += 1
 
@@ -124,7 +129,10 @@ def _repair_positions(manifest: Manifest, view: View) -> View:
             f"{names.log_name(log.number)} between {max(ends)} and {max(tail, indexed)}",
             manifest.dag_id,
         )
-    words[TAIL] = max(sound)
+    found_tail = max(sound)
+    if here.lost:
+        raise refused()
+    words[TAIL] = found_tail
     view.log = log
     return rebuild_index(manifest)
 
@@ -152,6 +160,8 @@ def rebuild_index(manifest: Manifest) -> View:
         )
     pairs = np.array([*newest.values()], dtype=np.uint64).reshape(-1, 2)
     view = switch_index(manifest, log, pairs[:, 0], pairs[:, 1], len(newest), "rebuild")
+    if here.lost:
+        raise refused()
     log.words[INDEXED] = tail
     return view
 

@@ -44,4 +44,10 @@ def _opened(root: str, namespace: str) -> Store:
 def _store(root: str | None, namespace: str) -> Store:
     from shmstore import names
 
-    return _opened(root or names.default_root(), namespace)
+    place = root or names.default_root()
+    store = _opened(place, namespace)
+    if not store.in_place():
+        # The root was removed, and may have been made anew.
+        _opened.cache_clear()
+        store = _opened(place, namespace)
+    return store

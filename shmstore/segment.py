@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
@@ -21,7 +22,7 @@ import numpy as np
 from shmstore import files, names
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
-from shmstore.errors import CorruptValue, StoreFull
+from shmstore.errors import CorruptValue, StoreFull, UnusableRoot
 from shmstore.lock import between_forks
 
 READ, COW, COPY = "read", "cow", "copy"
@@ -37,6 +38,7 @@ _CHECKED_FIRST = 1 << 20
 # A process maps a segment once; all views share the mapping. Numbers are never
 # used twice, so an entry cannot mean another segment than it did.
 _mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+_turn = threading.RLock()  # held between forks only
 
 
 class SegmentGone(Exception):
@@ -65,18 +67,20 @@ def write(directory: Descriptor, parts: Sequence[memoryview | bytes], nbytes: in
         free = status.f_bavail * status.f_frsize
         if status.f_blocks and free < nbytes:
             raise StoreFull("shared memory", nbytes, free, status.f_blocks * status.f_frsize)
-    file = between_forks(
-        Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
-    )
+    file = None
     try:
+        file = between_forks(
+            Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
+        )
         reach("segment:opened")
         files.write_all(file.fd, parts)
         reach("segment:written")
-    except OSError as error:
-        file.close()
-        raise files.store_full(error, nbytes, directory.fd) or error from error
-    except BaseException:
-        file.close()
+    except BaseException as error:
+        if file is not None:
+            file.close()
+        if isinstance(error, OSError):
+            full = files.store_full(error, nbytes, directory.fd)
+            raise full or UnusableRoot("the namespace", str(error)) from error
         raise
     return file
 
@@ -138,14 +142,22 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
             # Out of maps or descriptors: a copy is better than a failure.
             copied = _read(fd, nbytes)
             return copied if mode == COW else copied.toreadonly()
-        _mapped[number] = mapping
+        with _turn:
+            # Another thread may have been faster: all share one mapping.
+            first = _mapped.get(number)
+            if first is not None and len(first) == nbytes:
+                return memoryview(first)
+            _mapped[number] = mapping
         return memoryview(mapping)
     finally:
         os.close(fd)
 
 
 def _read(fd: int, nbytes: int) -> memoryview:
-    memory = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    try:
+        memory = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    except MemoryError as error:
+        raise StoreFull("memory maps or memory", nbytes) from error
     start = -memory.ctypes.data % _ALIGNMENT
     target = memory.data[start : start + nbytes]
     done = 0

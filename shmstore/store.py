@@ -20,7 +20,7 @@ from shmstore.dag import Dag
 from shmstore.entry import INLINE, ClearReport, DagInfo, Entry, Explanation, StoreStats
 from shmstore.errors import NotFound, StoreError
 from shmstore.manifest import Manifest, Superseded
-from shmstore.names import encode_id
+from shmstore.names import encode_id, several
 from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
 from shmstore.reading import peek
@@ -110,7 +110,7 @@ class Store(AsyncCalls):
                 entry = put_small(manifest, dag_id, id, key, type(value), small)
                 if entry is not None:
                     return entry
-        noted = [encode_id(dep, "a dep") for dep in deps]
+        noted = [encode_id(dep, "a dep") for dep in several(deps, "deps")]
         encoded = codecs.encode(value)
         change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
         dags.write(dag_id, commit, (change,), overwrite)
@@ -205,7 +205,7 @@ class Store(AsyncCalls):
         Raises:
             NotFound: One of them is missing and no ``default`` is given.
         """
-        return {id: self.get(dag_id, id, mode=mode, default=default) for id in ids}
+        return {id: self.get(dag_id, id, mode=mode, default=default) for id in several(ids, "ids")}
 
     def has_value(self, dag_id: str, id: str) -> bool:
         """True if this host has a value under this id."""
@@ -230,7 +230,7 @@ class Store(AsyncCalls):
         Raises:
             NotFound: One of them is missing; nothing was changed.
         """
-        keys = dict.fromkeys(encode_id(id, "id") for id in ids)
+        keys = dict.fromkeys(encode_id(id, "id") for id in several(ids, "ids"))
         changes = _deletes(keys)
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
@@ -295,7 +295,9 @@ class Store(AsyncCalls):
             prefix: What the ids begin with.
             newest_first: The other way round.
         """
-        wanted = prefix.encode()
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a str, not {type(prefix).__name__}")
+        wanted = prefix.encode(errors="surrogatepass")
         records = self._records(dag_id, newest_first=newest_first)
         return (record.key.decode() for record in records if record.key.startswith(wanted))
 
@@ -376,6 +378,10 @@ class Store(AsyncCalls):
         )
 
     # --- The object itself ---------------------------------------------------------
+
+    def in_place(self) -> bool:
+        """False once the namespace's directory has been removed; then open a new Store."""
+        return self._dags.space.directory.intact()
 
     def close(self) -> None:
         """Ends the use of this object. What it returned stays valid; closing twice is fine."""

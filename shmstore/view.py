@@ -43,14 +43,19 @@ class View:
         self.log = log
         self.index = index
 
-    def cover(self, end: int) -> None:
-        """Maps the log up to ``end``, if it was extended by others.
+    def cover(self, end: int) -> Log:
+        """The log, mapped up to ``end`` at least, if it was extended by others.
+
+        What is returned is to be used: a thread that looked earlier may set
+        ``self.log`` to a shorter mapping at any time.
 
         Raises:
             FileNotFoundError: The log has been replaced.
         """
-        if end > self.log.size:
-            self.log = self.log.refresh(self._directory)
+        log = self.log
+        if end > log.size:
+            log = self.log = log.refresh(self._directory)
+        return log
 
     def probe(self, key: bytes, hashed: int) -> Record | Literal[Doubt.DOUBTFUL] | None:
         """The live record that the index has for a key, None, or DOUBTFUL. Needs no lock."""
@@ -63,9 +68,7 @@ class View:
                     offset = word >> 16
                     if (offset ^ hashed) % TAG != word & 0xFFFF:
                         return DOUBTFUL
-                    if offset >= self.log.size:
-                        self.cover(offset + 1)
-                    found = self.log.read(offset)
+                    found = self.cover(offset + 1).read(offset)
                     if found is None:
                         return DOUBTFUL
                     if found.key == key:
@@ -124,9 +127,7 @@ class View:
         for at in range(first, end, 2):
             hashed = slots[at]
             offset = record.slot_offset(slots[at + 1], hashed)
-            if offset >= self.log.size:
-                self.cover(offset + 1)
-            log = self.log
+            log = self.cover(offset + 1)
             if not log.length_at(offset) or log.words[(offset >> 3) + HASH_WORD] != hashed:
                 return False
         return True

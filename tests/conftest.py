@@ -63,6 +63,7 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.stash.get(_FAILED, False):
         return
+    request.node.funcargs.clear()  # pytest would keep ``store`` until the very end
     deadline = time.monotonic() + _LEAVING_S
     while True:
         left = [

@@ -86,7 +86,7 @@ def _codec(number: int) -> Any:
             raise CorruptValue(f"unknown codec {number}", "record")
         try:
             codec = importlib.import_module(name)
-        except ImportError as exc:
+        except (ImportError, OSError) as exc:
             raise Unserializable(
                 f"codec {NAMES[number]!r}", f"this process lacks what it needs: {exc}"
             ) from exc

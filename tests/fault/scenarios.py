@@ -21,6 +21,8 @@ from tests.fault import killing
 WORK, BYSTANDER = "work", "bystander"
 
 _INLINE = ("commit:locked", "commit:written", "commit:named", "commit:tail")
+# A small value into a DAG that is open takes a way of its own.
+_SHORT = ("commit:locked", "commit:written", "commit:tail")
 _SEGMENT = ("segment:opened", "segment:written")
 _NEW_SLOT = ("commit:slot-hash", "commit:slot")
 _END = ("commit:indexed", "commit:counted", "commit:unlocked")
@@ -79,6 +81,14 @@ def begin(root: str) -> dict[str, Any]:
 
 def _put(id: str, value: Any) -> Callable[[shmstore.Store], Any]:
     return lambda store: store.put(WORK, id, value)
+
+
+def _put_open(id: str, value: Any) -> Callable[[shmstore.Store], Any]:
+    def act(store: shmstore.Store) -> None:
+        store.count(WORK)  # opens the DAG
+        store.put(WORK, id, value)
+
+    return act
 
 
 _MANY = {"new-small": {"many": 1}, "small-1": "other", "new-large": large(7), "large-1": large(8)}
@@ -206,6 +216,25 @@ SCENARIOS = {
         (*_SEGMENT, *_INLINE, "commit:slot", *_END),
         {"large-1": large(6)},
         5,
+    ),
+    "open-put-new": Scenario(
+        _put_open("new", {"v": 1}), (*_SHORT, *_NEW_SLOT, *_END), {"new": {"v": 1}}, 2
+    ),
+    "open-overwrite": Scenario(
+        _put_open("small-2", {"v": 2}), (*_SHORT, "commit:slot", *_END), {"small-2": {"v": 2}}, 2
+    ),
+    "open-overwrite-large": Scenario(
+        _put_open("large-1", "small now"),
+        (*_SHORT, "commit:slot", *_END),
+        {"large-1": "small now"},
+        2,
+    ),
+    "open-compact": Scenario(
+        _put_open("wasted", "w" * (14 << 10)),
+        (*_SHORT, "commit:slot", "commit:indexed", "commit:counted", *_COMPACT, "commit:unlocked"),
+        {"wasted": "w" * (14 << 10)},
+        2,
+        _waste_log,
     ),
     "delete-large": Scenario(
         lambda store: store.delete(WORK, "large-0"),

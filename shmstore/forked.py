@@ -1,0 +1,33 @@
+"""Whether this process is a child that was forked in the middle of a change.
+
+A signal handler or a finalizer may fork while its thread is inside a change of shared
+state. The child then comes back into the middle of what its parent is doing. It must
+not do it a second time: by then the parent, or others, have gone on. So until it has
+left the change, ``here.lost`` is true, and each step that touches shared state looks
+at it first, with no call between the look and the step, in which a handler could run.
+"""
+
+from __future__ import annotations
+
+from shmstore.errors import StoreBusy
+
+
+class _Here:
+    """Facts about this process.
+
+    Attributes:
+        lost: True in a child that has yet to leave the change it was forked in.
+    """
+
+    __slots__ = ("lost",)
+
+    def __init__(self) -> None:
+        self.lost = False
+
+
+here = _Here()
+
+
+def refused() -> StoreBusy:
+    """What a step raises that the child must not take."""
+    return StoreBusy("a change", 0.0, "the parent, which forked in the middle of it")
