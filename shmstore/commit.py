@@ -16,11 +16,11 @@ from xxhash import xxh3_64_intdigest as checksum
 
 from shmstore import compaction, crashpoints, files, names, recovery
 from shmstore.descriptor import Descriptor
-from shmstore.errors import EntryExists, NotFound
+from shmstore.errors import EntryExists, NotFound, StoreFull
 from shmstore.forked import here, refused
-from shmstore.index import IndexDamagedError
+from shmstore.index import IndexDamagedError, IndexFullError
 from shmstore.lock import LockLost
-from shmstore.log import RESERVE
+from shmstore.log import RESERVE, Log
 from shmstore.manifest import Manifest, Superseded
 from shmstore.record import (
     COUNTER,
@@ -43,6 +43,7 @@ from shmstore.record import (
     pack_totals,
     unpack_totals,
 )
+from shmstore.view import View
 
 #: One record to be committed, all that may fail or take long having been done: op
 #: (PUT or DELETE), codec, flags, key (the id's bytes), hash of the key, bytes of meta
@@ -87,9 +88,9 @@ def commit(
     try:
         try:
             manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
-        except IndexDamagedError:
-            # Nothing has been changed. What is rebuilt from the log is sound.
-            manifest.guarded(recovery.rebuild_index, manifest)
+        except (IndexDamagedError, IndexFullError) as error:
+            # Nothing has been changed.
+            manifest.guarded(_mend, manifest, error, len(changes))
             manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
     except LockLost:
         raise Superseded from None
@@ -119,27 +120,29 @@ def _commit(
         view is None
         or control[STATE] != LIVE
         or control[CURRENT] != view.current
-        or view.log.words[TAIL] != view.log.words[INDEXED]
+        or (tail := view.log.words[TAIL]) != view.log.words[INDEXED]
+        or not PAGE <= tail <= view.log.size
+        or tail & 7
     ):
         view = recovery.settled(manifest, freed)
+        tail = view.log.words[TAIL]
 
     # 1. Room, so that nothing below fails for want of it.
     putting = changes[0][0] == PUT
-    need = view.log.words[TAIL] + (RESERVE if putting else 0)
+    size = SMALLEST * len(changes) + (RESERVE if putting else 0)
     for change in changes:
-        need += SMALLEST + len(change[6])
-    if view.index.head[USED] + len(changes) > view.index.limit and putting:
-        view = recovery.grow(manifest, view, len(changes))
+        size += len(change[6])
     # By a name of its own: readers of this process may set view.log meanwhile.
-    log = view.log
-    if need > log.size:
-        log = view.log = log.extend(manifest.directory, need)
+    log, index = view.log, view.index
+    if tail + size > log.size or (putting and index.head[USED] + len(changes) > index.limit):
+        view, log = _with_room(manifest, view, size, len(changes) if putting else 0)
+        index = view.index
+        tail = log.words[TAIL]
 
     # 2. The records come to lie behind the tail, where they do not count yet, so
     # this may refuse at any of them.
-    index = view.index
     words, memory, seed = log.words, log.view, log.seed
-    offset = words[TAIL]
+    offset = tail
     sequence = live = live_bytes = dead = 0
     if offset > PAGE:
         sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
@@ -148,15 +151,17 @@ def _commit(
     unnamed = False
     for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
         at, old = view.locate(log, key, hashed)
+        if not old and at + 2 * len(changes) > index.last:
+            raise IndexFullError
         if judged is not None and (not old or log.read(old) != judged):
             raise Replaced
         head = words[(old >> 3) + LENGTH_WORD] if old else 0
         if head >> 32 & 0xFF == PUT:
             if not putting:
-                live -= 1
+                live = max(live - 1, 0)
             elif not overwrite:
                 raise EntryExists(manifest.dag_id, key.decode())
-            live_bytes -= words[(old >> 3) + NBYTES_WORD]
+            live_bytes = max(live_bytes - words[(old >> 3) + NBYTES_WORD], 0)
             dead += head & 0xFFFFFFFF
             if old_segment := words[(old >> 3) + SEGMENT_WORD]:
                 replaced.append(old_segment)
@@ -227,6 +232,46 @@ def _commit(
         hook("commit:counted")
     if dead > compaction.FLOOR:
         compaction.when_worth_it(manifest, view, log, dead)
+
+
+def _with_room(manifest: Manifest, view: View, size: int, keys: int) -> tuple[View, Log]:
+    """The files with room for ``size`` bytes and ``keys`` more keys, compacted if need be.
+
+    A put leaves as much of the file system free as a compaction would take, so that
+    what is deleted can be freed. A delete, which needs no more keys, may use that.
+    """
+    log = view.cover(view.log.words[TAIL])
+    tail = log.words[TAIL]
+    dead = log.totals(tail).dead
+    headroom = tail - dead + len(view.index.map) if keys else 0
+    try:
+        return _enlarged(manifest, view, log, size, keys, headroom)
+    except (StoreFull, OSError):
+        if dead < size:
+            raise
+        view = compaction.compact(manifest, view, log)
+        return _enlarged(manifest, view, view.log, size, keys, 0)
+
+
+def _enlarged(
+    manifest: Manifest, view: View, log: Log, size: int, keys: int, headroom: int
+) -> tuple[View, Log]:
+    if keys and view.index.head[USED] + keys > view.index.limit:
+        files.check_free(manifest.directory, 2 * len(view.index.map), headroom)
+        view = recovery.grow(manifest, view, keys)
+    need = log.words[TAIL] + size
+    if need > log.size:
+        log = view.log = log.extend(manifest.directory, need, headroom)
+    return view, log
+
+
+def _mend(manifest: Manifest, error: Exception, more: int) -> None:
+    """Makes the index good for a commit that could not use it. Under the lock."""
+    view = recovery.settled(manifest, [])
+    if isinstance(error, IndexFullError):
+        recovery.grow(manifest, view, more)
+    else:
+        recovery.rebuild_index(manifest)
 
 
 def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:

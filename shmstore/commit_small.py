@@ -121,7 +121,7 @@ def _commit(
         or offset != words[INDEXED]
         or end + RESERVE > log.size
         or index.head[USED] >= index.limit
-        or offset == PAGE
+        or offset <= PAGE
     ):
         return False
 
@@ -139,6 +139,8 @@ def _commit(
         or words[(old >> 3) + KEY_SIZE_WORD] & 0xFFFF != len(key)
     ):
         at, old = view.locate(log, key, hashed)
+        if at >= index.last:
+            return False
     sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
     head = words[(old >> 3) + LENGTH_WORD] if old else 0
     segment = 0
@@ -146,6 +148,7 @@ def _commit(
         live_bytes -= words[(old >> 3) + NBYTES_WORD]
         dead += head & 0xFFFFFFFF
         segment = words[(old >> 3) + SEGMENT_WORD]
+        live_bytes = max(live_bytes, 0)  # the size in the old record is damaged
     else:
         live += 1
 

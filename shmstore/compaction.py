@@ -64,7 +64,7 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
         generation,
         hashes,
         (starts + PAGE).astype(np.uint64),
-        index.FIRST_HOMES,
+        index.homes_for(len(hashes)),
         "compact",
     )
     compacted = View(

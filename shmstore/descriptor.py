@@ -25,14 +25,9 @@ class Descriptor:
 
     __slots__ = ("__weakref__", "device", "fd", "inode", "size")
 
-    def __init__(self, fd: int, *, inherit: bool = True) -> None:
-        status = os.fstat(fd)
-        self.fd = fd
-        self.device = status.st_dev
-        self.inode = status.st_ino
-        self.size = status.st_size
-        if not inherit:
-            _not_for_children.add(self)
+    def __init__(self) -> None:
+        self.fd = -1
+        self.device = self.inode = self.size = -1
 
     @classmethod
     def open(
@@ -44,16 +39,27 @@ class Descriptor:
         mode: int = 0o600,
         inherit: bool = True,
     ) -> Descriptor:
-        """Opens ``name``, relative to the directory descriptor ``within``."""
+        """Opens ``name``, relative to the directory descriptor ``within``.
+
+        Args:
+            name: A path, or a name within that directory.
+            flags: As of ``os.open``.
+            within: The directory's descriptor.
+            mode: Of a file that is made.
+            inherit: False to close it in forked children.
+        """
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+        opened = cls()
+        if not inherit:
+            _not_for_children.add(opened)
         if here.lost and flags & os.O_CREAT:
             raise refused()
-        fd = os.open(name, flags, mode, dir_fd=within)
-        try:
-            return cls(fd, inherit=inherit)
-        except BaseException:
-            os.close(fd)
-            raise
+        # From here on closing is the object's business alone, whatever interrupts.
+        opened.fd = os.open(name, flags, mode, dir_fd=within)
+        status = os.fstat(opened.fd)
+        opened.device, opened.inode = status.st_dev, status.st_ino
+        opened.size = status.st_size
+        return opened
 
     def ours(self) -> bool:
         """True while the number is still our file."""
@@ -79,7 +85,8 @@ class Descriptor:
             return
         try:
             status = os.fstat(fd)
-            if status.st_ino == self.inode and status.st_dev == self.device:
+            known = self.inode >= 0
+            if not known or (status.st_ino == self.inode and status.st_dev == self.device):
                 os.close(fd)
         except OSError:
             pass  # closed by somebody else

@@ -40,6 +40,21 @@ def store_full(error: OSError, asked: int | None, fd: int | None = None) -> Stor
     return StoreFull(what, asked, free, limit)
 
 
+def check_free(place: Descriptor, asked: int, headroom: int = 0) -> int:
+    """Returns the bytes that are free on the file system of an open file.
+
+    Raises:
+        StoreFull: Taking ``asked`` of them would leave less than ``headroom``.
+    """
+    status = os.fstatvfs(place.fd)
+    if not status.f_blocks:
+        return 1 << 62  # a tmpfs without a limit
+    free = status.f_bavail * status.f_frsize
+    if free - asked < headroom:
+        raise StoreFull("shared memory", asked, free, status.f_blocks * status.f_frsize)
+    return free
+
+
 def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     """Writes ``parts`` one after another from offset ``at`` on; returns the end.
 

@@ -32,6 +32,10 @@ class IndexDamagedError(Exception):
     """The index contradicts itself or the log; it can be rebuilt from the log."""
 
 
+class IndexFullError(Exception):
+    """A chain has come to the end of the slots: the index is to be grown."""
+
+
 class Index:
     """One mapped index file.
 
@@ -39,11 +43,12 @@ class Index:
         number: m in ``index.<m>``.
         mask: ``homes - 1``; a hash's first slot is ``hash & mask``.
         room: Slots in all, padding included.
+        last: The word of the last slot, which stays unused.
         limit: Used slots from which on the index is to grow.
         slots: The slots as words: hash, word, hash, word, ...
     """
 
-    __slots__ = ("head", "limit", "map", "mask", "number", "room", "slots")
+    __slots__ = ("head", "last", "limit", "map", "mask", "number", "room", "slots")
 
     def __init__(self, fd: int, number: int, generation: int) -> None:
         size = os.fstat(fd).st_size
@@ -65,6 +70,7 @@ class Index:
         self.mask = homes - 1
         self.room = room
         self.limit = homes * 2 // 3
+        self.last = (room - 1) * 2
         self.map: mmap.mmap = map_shared(fd, size)
         whole = memoryview(self.map)
         self.head = whole[:INDEX_HEADER].cast("Q")
@@ -94,13 +100,22 @@ class Index:
         return hashes, offsets
 
 
-def build(hashes: _WORDS, offsets: _WORDS, homes: int) -> tuple[_WORDS, int, int]:
+def homes_for(keys: int) -> int:
+    """Home slots for so many keys and some more."""
+    homes = FIRST_HOMES
+    while homes < keys * 2:
+        homes *= 2
+    return homes
+
+
+def build(hashes: _WORDS, offsets: _WORDS, homes: int, spare: int = 0) -> tuple[_WORDS, int, int]:
     """Places distinct keys into a table of at least ``homes`` home slots.
 
     Args:
         hashes: uint64, one a key; equal hashes of different keys are fine.
         offsets: uint64, the keys' records.
         homes: A power of two.
+        spare: Unused slots that are to follow the last chain, besides the usual.
 
     Returns:
         The table as words (room, 2), the homes and the room.
@@ -108,17 +123,15 @@ def build(hashes: _WORDS, offsets: _WORDS, homes: int) -> tuple[_WORDS, int, int
     count = len(hashes)
     while homes * 2 < count * 3 or homes < FIRST_HOMES:
         homes *= 2
-    while True:
-        room = homes + min(homes, 1024)
-        home = hashes & np.uint64(homes - 1)
-        order = np.argsort(home, kind="stable")
-        rank = np.arange(count, dtype=np.int64)
-        # Linear probing in one pass: each key lies at its home or right behind the
-        # key before it, whichever is further.
-        places = np.maximum.accumulate(home[order].astype(np.int64) - rank) + rank
-        if count == 0 or places[-1] < room - 1:
-            break
-        homes *= 2
+    home = hashes & np.uint64(homes - 1)
+    order = np.argsort(home, kind="stable")
+    rank = np.arange(count, dtype=np.int64)
+    # Linear probing in one pass: each key lies at its home or right behind the key
+    # before it, whichever is further.
+    places = np.maximum.accumulate(home[order].astype(np.int64) - rank) + rank
+    # Chains do not wrap, so however many keys share a home, they must fit behind it.
+    end = int(places[-1]) + 1 if count else 0
+    room = max(homes, end) + min(homes, 1024) + spare
     table = np.empty((room, 2), dtype=np.uint64)
     table[:, 0] = EMPTY
     table[:, 1] = 0
@@ -136,13 +149,14 @@ def create(
     offsets: _WORDS,
     homes: int,
     during: str,
+    spare: int = 0,
 ) -> None:
     """Writes ``index.<number>`` over the given keys.
 
     Nobody uses the file until the manifest's ``current`` names it; if the process
     dies here, the next writer that needs the number replaces the leftover.
     """
-    table, homes, room = build(hashes, offsets, homes)
+    table, homes, room = build(hashes, offsets, homes, spare)
     head = bytearray(
         record.build_page(
             {

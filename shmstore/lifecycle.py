@@ -26,6 +26,7 @@ from shmstore.namespace import Namespace
 from shmstore.record import CLEARED, STATE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_ATTEMPTS = 100
 
 
 def find_dag(space: Namespace, dag_id: str) -> Manifest | None:
@@ -51,13 +52,26 @@ def find_or_create_dag(space: Namespace, dag_id: str) -> Manifest:
 def _open_at(space: Namespace, token: str, dag_id: str | None) -> Manifest | None:
     try:
         directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
-        manifest = Manifest(directory, dag_id)
+        try:
+            manifest = Manifest(directory, dag_id)
+        except FileNotFoundError:
+            if not _is_at(space, token, directory):
+                return None  # carried away as we looked
+            raise CorruptValue("it is missing", names.MANIFEST, dag_id) from None
     except FileNotFoundError:
         _check_space(space)
         return None
     except OSError as error:
         raise _converted(space, error) from error
     return manifest if manifest.live else None
+
+
+def _is_at(space: Namespace, token: str, directory: Descriptor) -> bool:
+    try:
+        status = os.stat(token, dir_fd=space.dags.fd)
+    except FileNotFoundError:
+        return False
+    return (status.st_dev, status.st_ino) == (directory.device, directory.inode)
 
 
 def _create(space: Namespace, token: str, dag_id: str) -> None:
@@ -121,43 +135,73 @@ def clear_dag(space: Namespace, dag_id: str) -> bool:
     its directory frees it.
     """
     token = names.dag_token(dag_id)
-    found = False
-    lost = 0
-    while not found:
+    found: bool | None = False
+    for _ in range(_ATTEMPTS):
         try:
-            if lost > 3:  # not cleared by somebody else: its lock is missing
-                raise CorruptValue("it is missing", names.LOCK, dag_id)
-            manifest = _open_at(space, token, dag_id)
-            if manifest is None:
-                break
-            found = space.lifecycle.run(_mark_and_move, (space, token, manifest))
+            found = _clear_whole(space, token, dag_id)
         except CorruptValue:
-            found = space.lifecycle.run(_move_damaged, (space, token))
-        except LockLost:
-            _check_space(space)
-            lost += 1
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise _converted(space, error) from error
+            found = _clear_damaged(space, token, dag_id)
+        if found is not None:
+            break
     _finish_clearing(space, token)
     empty_trash(space)
     reach("clear:freed")
-    return found
+    return bool(found)
 
 
-def _move_damaged(dag: tuple[Namespace, str]) -> bool:
-    """Carries away a DAG whose control page is damaged. Under the lifecycle lock.
+def _clear_whole(space: Namespace, token: str, dag_id: str) -> bool | None:
+    """Clears a DAG that can be opened; None to look again."""
+    manifest = _open_at(space, token, dag_id)
+    if manifest is None:
+        return False
+    try:
+        return space.lifecycle.run(_mark_and_move, (space, token, manifest)) or None
+    except LockLost:
+        _check_space(space)
+        if _is_at(space, token, manifest.directory):
+            raise CorruptValue("it is missing", names.LOCK, dag_id) from None
+        return None
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise _converted(space, error) from error
+
+
+def _clear_damaged(space: Namespace, token: str, dag_id: str) -> bool | None:
+    """Clears a DAG that cannot be opened; None to look again."""
+    try:
+        return space.lifecycle.run(_move_damaged, (space, token, dag_id)) or None
+    except LockLost:
+        _check_space(space)
+        return None
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise _converted(space, error) from error
+
+
+def _move_damaged(dag: tuple[Namespace, str, str]) -> bool:
+    """Carries away a damaged DAG, if it still is there. Under the lifecycle lock.
 
     Who has it open sees CLEARED all the same: the word is written into the file.
     """
-    space, token = dag
+    space, token, dag_id = dag
     try:
         directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
-        file = Descriptor.open(names.MANIFEST, os.O_RDWR, within=directory.fd)
     except FileNotFoundError:
         return False
-    files.write_all(file.fd, [CLEARED.to_bytes(8, "little")], STATE * 8)
+    try:
+        if not Manifest(directory, dag_id).live:
+            return False
+        os.stat(names.LOCK, dir_fd=directory.fd)
+        return False  # a successor, which is sound
+    except (CorruptValue, FileNotFoundError):
+        pass
+    try:
+        file = Descriptor.open(names.MANIFEST, os.O_RDWR, within=directory.fd)
+        files.write_all(file.fd, [CLEARED.to_bytes(8, "little")], STATE * 8)
+    except FileNotFoundError:
+        pass
     _move_aside(space, token)
     return True
 
@@ -170,10 +214,11 @@ def _mark_and_move(dag: tuple[Namespace, str, Manifest]) -> bool:
 def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
     space, token, manifest = dag
     reach("clear:locked")
-    if not manifest.live:
-        return False
+    gone = not manifest.live
     if here.lost:
-        raise refused()
+        raise refused()  # not even to try again, which would clear a successor
+    if gone:
+        return False
     manifest.control[STATE] = CLEARED
     reach("clear:marked")
     _move_aside(space, token)
@@ -230,6 +275,8 @@ def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:
         tokens = sorted(os.listdir(space.dags.fd))
     except OSError as error:
         raise _converted(space, error) from error
+    if not tokens:
+        _check_space(space)
     for token in tokens:
         try:
             manifest = _open_at(space, token, None)

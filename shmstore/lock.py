@@ -116,13 +116,14 @@ class Lock:
             if held is None or _forking or owner.setdefault(0, me) != me:
                 held = self._wait(me)
             else:
+                # Is the number still our file? Nothing ever moves the offset of ours.
+                if lseek(held.fd, 0, SEEK_CUR) != self._mark:
+                    owner.clear()  # nothing to let go of
+                    raise LockLost
                 try:
                     flock(held.fd, _TAKE)
                 except BlockingIOError:
                     held = self._wait(me)
-            # Is the number still our file? Nothing ever moves the offset of ours.
-            if lseek(held.fd, 0, SEEK_CUR) != self._mark:
-                raise LockLost
             now = monotonic()
             if now > self._look_at:
                 if not held.intact():
@@ -161,6 +162,9 @@ class Lock:
                 held = self._descriptor
                 if held is None:
                     held = self._descriptor = self._open()
+                elif lseek(held.fd, 0, SEEK_CUR) != self._mark:
+                    owner.clear()
+                    raise LockLost
                 try:
                     flock(held.fd, _TAKE)
                     return held

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from shmstore import names, record
+from shmstore import files, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
@@ -105,21 +105,31 @@ class Log:
             yield offset, found
             offset += found.length
 
-    def extend(self, directory: Descriptor, need: int) -> Log:
+    def extend(self, directory: Descriptor, need: int, headroom: int) -> Log:
         """A mapping of the same file with at least ``need`` bytes, allocated.
+
+        Args:
+            directory: The DAG's.
+            need: Bytes.
+            headroom: Bytes that must stay free on the file system.
 
         Only under the commit lock. If the process dies here, the file is longer
         than it needs to be, which the next writer uses.
 
         Raises:
+            StoreFull: The headroom would be used; nothing has changed.
             OSError: With ENOSPC, if the file system is full; nothing has changed.
         """
         file = Descriptor.open(names.log_name(self.number), os.O_RDWR, within=directory.fd)
         try:
             present = file.size
             if present < need:
-                step = max(need - present, min(present, _LARGEST_STEP))
-                much, enough = _whole_pages(present + step), _whole_pages(need)
+                enough = _whole_pages(need)
+                free = files.check_free(directory, enough - present, headroom)
+                # Generously, as long as that leaves the headroom untouched.
+                much = _whole_pages(max(need, present + min(present, _LARGEST_STEP)))
+                if not headroom or free - (much - present) < headroom:
+                    much = enough
                 if here.lost:
                     raise refused()
                 try:
@@ -190,8 +200,10 @@ def create(
     try:
         reach(f"{during}:log-created")
         write_all(file.fd, [bytes(page), *body])
-        room = max(FIRST_SIZE, _whole_pages(end + end // 4))
-        os.posix_fallocate(file.fd, 0, room)
+        try:
+            os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + end // 4)))
+        except OSError:
+            os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + RESERVE)))
         reach(f"{during}:log-written")
     finally:
         file.close()

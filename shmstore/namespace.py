@@ -223,7 +223,7 @@ def _check_file_system(path: str) -> None:
             f"{path} is on {kind}, not in shared memory (tmpfs): every value is written to "
             "disk sooner or later, and reading one back may wait for the disk",
             SlowRootWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -52,7 +52,9 @@ def settled(manifest: Manifest, freed: list[int]) -> View:
     if words[TAIL] != words[INDEXED]:
         view = _redo(manifest, view, freed)
     else:
-        view.cover(words[TAIL])
+        tail = words[TAIL]
+        if not PAGE <= tail <= view.cover(tail).size or tail & 7:
+            view = _repair_positions(manifest, view)
     return view
 
 
@@ -77,6 +79,9 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
             if found.op == CHECKPOINT:
                 continue
             at, old = view.locate(log, found.key, found.key_hash)
+            if at >= view.index.last:
+                view = grow(manifest, view, len(pending))
+                at, old = view.locate(log, found.key, found.key_hash)
             old_words = log.words
             if old and old != offset and (old_words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
                 segment = old_words[(old >> 3) + SEGMENT_WORD]
@@ -194,10 +199,17 @@ def switch_index(
     """
     current = manifest.control[CURRENT]
     old = current & 0xFFFFFFFF
-    homes = index.FIRST_HOMES
-    while homes < wanted * 2:
-        homes *= 2
-    index.create(manifest.directory, old + 1, manifest.generation, hashes, offsets, homes, during)
+    homes = index.homes_for(wanted)
+    index.create(
+        manifest.directory,
+        old + 1,
+        manifest.generation,
+        hashes,
+        offsets,
+        homes,
+        during,
+        spare=wanted - len(hashes),
+    )
     built = Index.open(manifest.directory, old + 1, manifest.generation)
     view = View(manifest.directory, current + 1, log, built)
     manifest.switch(view)

@@ -46,7 +46,7 @@ def _store(root: str | None, namespace: str) -> Store:
 
     place = root or names.default_root()
     store = _opened(place, namespace)
-    if not store.in_place():
+    if not store._in_place():
         # The root was removed, and may have been made anew.
         _opened.cache_clear()
         store = _opened(place, namespace)

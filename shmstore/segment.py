@@ -63,10 +63,7 @@ def write(directory: Descriptor, parts: Sequence[memoryview | bytes], nbytes: in
         StoreFull: There is no room for it.
     """
     if nbytes >= _CHECKED_FIRST:
-        status = os.fstatvfs(directory.fd)
-        free = status.f_bavail * status.f_frsize
-        if status.f_blocks and free < nbytes:
-            raise StoreFull("shared memory", nbytes, free, status.f_blocks * status.f_frsize)
+        files.check_free(directory, nbytes)
     file = None
     try:
         file = between_forks(

@@ -379,7 +379,7 @@ class Store(AsyncCalls):
 
     # --- The object itself ---------------------------------------------------------
 
-    def in_place(self) -> bool:
+    def _in_place(self) -> bool:
         """False once the namespace's directory has been removed; then open a new Store."""
         return self._dags.space.directory.intact()
 

@@ -110,7 +110,7 @@ class View:
                     ) or log.read(offset) is None:
                         return at, offset
                 at += 2
-            if slots[at] != EMPTY or at + 2 >= index.room * 2:
+            if slots[at] != EMPTY:
                 raise IndexDamagedError
         except IndexError:
             raise IndexDamagedError from None

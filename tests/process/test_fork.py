@@ -232,7 +232,7 @@ def test_a_child_holds_no_lock_of_its_parent(store: shmstore.Store) -> None:
 
     def parent(above: Parent) -> None:
         def hold(point: str) -> None:
-            if point == "commit:named":
+            if point == "commit:written":
                 crashpoints.hook = None
                 pid = os.fork()
                 if not pid:

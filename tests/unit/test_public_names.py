@@ -21,6 +21,7 @@ SIGNATURES = {
     "has_value": "(dag_id, id)",
     "delete": "(dag_id, id)",
     "delete_many": "(dag_id, ids)",
+    "take": "(dag_id, id)",
     "clear": "(dag_id)",
     "entry": "(dag_id, id)",
     "entries": "(dag_id)",
