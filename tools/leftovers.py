@@ -18,8 +18,7 @@ def stores_below(place: Path) -> list[Path]:
     return [
         root
         for root in sorted(place.iterdir())
-        if root.is_dir()
-        and (root.name.startswith("shmstore") or any(root.glob("*/control")))
+        if root.is_dir() and (root.name.startswith("shmstore") or any(root.glob("*/control")))
     ]
 
 

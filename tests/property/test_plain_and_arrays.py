@@ -152,7 +152,9 @@ def test_strided_views_come_back_compact(array: np.ndarray[Any, Any], data: st.D
         return
     trip = round_trip(view)
     assert trip.encoded.nbytes == view.nbytes
-    assert identical(trip.value, view if view.flags.fnc else np.array(view, order="C"))
+    # An array without bytes lies as any order does; numpy's own copies of dtype U0 are U1.
+    gapless = view.flags.fnc or not view.nbytes
+    assert identical(trip.value, view if gapless else np.array(view, order="C"))
 
 
 @given(arrays(), st.booleans())

@@ -19,6 +19,7 @@ import pytest
 
 import shmstore
 from shmstore import compaction, crashpoints, index, names, view
+from shmstore.log import Log
 from shmstore.store import Store
 from tests import reading_files
 
@@ -324,11 +325,12 @@ def test_counting_while_another_extends_the_log(
     cover = view.View.cover
     grown: list[int] = []
 
-    def grow(self: view.View, end: int) -> None:
-        cover(self, end)
+    def grow(self: view.View, end: int) -> Log:
+        covered = cover(self, end)
         if not grown:
             grown.append(1)
             other.put_many("d", {f"k{number}": "x" * 2000 for number in range(100)})
+        return covered
 
     monkeypatch.setattr(view.View, "cover", grow)
     assert store.count("d") in (1, 101)
