@@ -17,7 +17,6 @@ from shmstore import compaction, crashpoints, files, names
 from shmstore.codecs.plain import PLAIN
 from shmstore.entry import INLINE, Entry
 from shmstore.forked import here, refused
-from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
 from shmstore.log import RESERVE
 from shmstore.manifest import Manifest
@@ -25,6 +24,7 @@ from shmstore.provenance import bare_metas, build_meta, this_process
 from shmstore.record import (
     COUNTER,
     CURRENT,
+    EMPTY,
     HEAD_SIZE,
     INDEXED,
     KEY_SIZE_WORD,
@@ -83,7 +83,7 @@ def put_small(
         )
     except TimeoutError:
         raise
-    except (LockLost, IndexDamagedError, OSError):
+    except (LockLost, OSError, IndexError):
         return None
     finally:
         if crashpoints.hook is not None:
@@ -125,35 +125,40 @@ def _commit(
     ):
         return False
 
-    # What is there now.
+    # What is there now. A miss is not verified as ``locate`` does: at worst a damaged
+    # slot goes on hiding an older record of the key, which this one replaces anyway.
     slots = index.slots
     at = (hashed & index.mask) * 2
-    word = slots[at + 1]
+    while word := slots[at + 1]:
+        if slots[at] == hashed:
+            break
+        at += 2
     old = word >> 16
-    start = old + HEAD_SIZE
-    if (
-        slots[at] != hashed
-        or not old
-        or (old ^ hashed) % TAG != word & 0xFFFF
-        or log.map[start : start + len(key)] != key
-        or words[(old >> 3) + KEY_SIZE_WORD] & 0xFFFF != len(key)
-    ):
-        at, old = view.locate(log, key, hashed)
-        if at >= index.last:
+    old_words = old >> 3
+    key_size = len(key)
+    if word:
+        start = old + HEAD_SIZE
+        if (
+            (old ^ hashed) % TAG != word & 0xFFFF
+            or log.map[start : start + key_size] != key
+            or words[old_words + KEY_SIZE_WORD] & 0xFFFF != key_size
+        ):
             return False
+    elif slots[at] != EMPTY or at >= index.last:
+        return False
     sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
-    head = words[(old >> 3) + LENGTH_WORD] if old else 0
+    head = words[old_words + LENGTH_WORD] if old else 0
     segment = 0
     if head >> 32 & 0xFF == PUT:
-        live_bytes -= words[(old >> 3) + NBYTES_WORD]
+        old_bytes = words[old_words + NBYTES_WORD]
+        live_bytes = live_bytes - old_bytes if old_bytes <= live_bytes else 0
         dead += head & 0xFFFFFFFF
-        segment = words[(old >> 3) + SEGMENT_WORD]
-        live_bytes = max(live_bytes, 0)  # the size in the old record is damaged
+        segment = words[old_words + SEGMENT_WORD]
     else:
         live += 1
 
     body = (
-        pack_head(length, PUT, PLAIN, 0, hashed, now, nbytes, 0, len(key), 0, meta_size)
+        pack_head(length, PUT, PLAIN, 0, hashed, now, nbytes, 0, key_size, 0, meta_size)
         + middle
         + pack_totals(sequence + 1, live, live_bytes + nbytes, dead)
     )

@@ -50,14 +50,14 @@ def encode_id(value: object, what: str) -> bytes:
         raise ValueError(
             f"{what} holds a lone surrogate, which UTF-8 cannot keep: {value!r:.80}"
         ) from None
+    if 0 < len(encoded) <= MAX_ID_BYTES:
+        return encoded
     if not encoded:
         raise ValueError(f"{what} must not be empty")
-    if len(encoded) > MAX_ID_BYTES:
-        raise ValueError(
-            f"{what} is {len(encoded):,} bytes of UTF-8, more than the {MAX_ID_BYTES:,} allowed: "
-            f"{value[:40]!r}..."
-        )
-    return encoded
+    raise ValueError(
+        f"{what} is {len(encoded):,} bytes of UTF-8, more than the {MAX_ID_BYTES:,} allowed: "
+        f"{value[:40]!r}..."
+    )
 
 
 def several(values: Iterable[str], what: str) -> Iterable[str]:

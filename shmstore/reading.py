@@ -71,11 +71,13 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
     return manifest.guarded(find_settled, manifest, key)
 
 
-def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes] | None:
-    """Codec, meta and payload of a value that lies in the log, if all is well.
+def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes, int, int] | None:
+    """What ``find`` does, in one function for the commonest get, if all is well.
 
-    What ``find`` does, in one function for the commonest get. Whatever is not as
-    it should be, or merely different, is left to ``find``: then this returns None.
+    Returns:
+        The value's codec, meta, payload, segment's number and payload's size; the
+        payload is empty if there is a segment. None for whatever is not as it
+        should be, or merely not there: that is left to ``find``.
     """
     view = manifest.view
     if view is None:
@@ -101,15 +103,11 @@ def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes] | None:
         return None
     check, _, op, codec, _, _, _, nbytes, segment, key_size, _, meta_size = unpack_head(raw)
     meta_at = HEAD_SIZE + key_size
-    if (
-        op != PUT
-        or segment
-        or check != checksum(raw[8:], log.seed)
-        or raw[HEAD_SIZE:meta_at] != key
-    ):
+    if op != PUT or check != checksum(raw[8:], log.seed) or raw[HEAD_SIZE:meta_at] != key:
         return None
     payload_at = meta_at + meta_size
-    return codec, raw[meta_at:payload_at], raw[payload_at : payload_at + nbytes]
+    payload = b"" if segment else raw[payload_at : payload_at + nbytes]
+    return codec, raw[meta_at:payload_at], payload, segment, nbytes
 
 
 def _newest_in_gap(view: View, key: bytes) -> Record | None:

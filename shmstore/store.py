@@ -169,11 +169,16 @@ class Store(AsyncCalls):
         key = encode_id(id, "id")
         if mode == READ:
             manifest = self._dags.manifests.get(dag_id)
-            if manifest is not None:
-                small = peek(manifest, key)
-                if small is not None:
-                    codec, meta, payload = small
-                    return stored.decoded(dag_id, id, codec, meta, memoryview(payload))
+            quickly = None if manifest is None else peek(manifest, key)
+            if manifest is not None and quickly is not None:
+                codec, meta, payload, number, nbytes = quickly
+                view = (
+                    segment.mapped(number, nbytes, manifest.directory)
+                    if number
+                    else memoryview(payload)
+                )
+                if view is not None:
+                    return stored.decoded(dag_id, id, codec, meta, view)
         elif mode not in segment.MODES:
             raise ValueError(f"mode must be 'read', 'cow' or 'copy', not {mode!r}")
         found = stored.find(self._dags, dag_id, key, mode)
