@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks import contest
 from benchmarks.contest import Bench
 from benchmarks.floors import NewFile, WarmCopy
-from benchmarks.large_values import AGAIN, FIRST, LATER, PUT, READ, measure
+from benchmarks.large_values import AGAIN, COLD, FIRST, LATER, PUT, READ, measure
 from benchmarks.measuring import Answer
 from benchmarks.peers import OTHERS, Peer, Shmstore
 from benchmarks.shared_blocks import SharedArrays
@@ -30,9 +30,9 @@ def run(bench: Bench) -> Answer:
         for nbytes, rounds, batch in sizes:
             label = _label(nbytes)
             value = np.random.default_rng(nbytes).random(nbytes // 8)
-            measure(answer, held, value, label, rounds, batch, _sum)
+            measure(answer, held, value, value[: 64 * _KIB // 8], label, rounds, batch, _sum)
             answer.reference[f"{PUT}, {label}"] = NewFile.name
-            for operation in (FIRST, AGAIN, LATER, READ):
+            for operation in (FIRST, COLD, AGAIN, LATER, READ):
                 answer.reference[f"{operation}, {label}"] = Shmstore.name
             gigabytes = {
                 peer.name: nbytes / answer.median(f"{PUT}, {label}", peer.name) / 1000
@@ -64,7 +64,7 @@ def _ask(answer: Answer, middle: str, largest: str) -> None:
     answer.ask(f"{LATER}, {largest}: under 20 us", took, 20, "us")
     took = answer.median(f"{FIRST}, {largest}", ours)
     answer.ask(f"{FIRST}, {largest}: under 150 us", took, 150, "us")
-    answer.notes.append(f"{FIRST}: with cold caches, as after other work; one call a round")
+    answer.notes.append(f"{FIRST}: by a process that has read other values; one call a round")
     speed = 1 / answer.ratio(f"{PUT}, {largest}", ours, NewFile.name)
     text = f"{PUT}, {largest}: at least 0.9 of os.write to a new file"
     answer.ask(text, speed, 0.9, at_least=True)

@@ -12,17 +12,20 @@ from benchmarks.measuring import Answer, in_turn, time_gets, time_puts
 
 PUT = "put"
 FIRST = "get, first in a process"
+COLD = "get, first in a process, caches cold"
 AGAIN = "get, attaching again at once"
 LATER = "get, once attached"
 READ = "get and read every byte"
 _GETS = 40
 _ATTACHES = 9
+_WARMING = 50
 
 
 def measure(
     answer: Answer,
     held: Contest,
     value: Any,
+    small: Any,
     label: str,
     rounds: int,
     batch: int,
@@ -35,6 +38,7 @@ def measure(
         answer: Takes the figures, in microseconds.
         held: The peers.
         value: What is put.
+        small: A small one of its kind, for warming up; large enough to be mapped.
         label: What it is.
         rounds: How often.
         batch: Under how many ids a round.
@@ -46,9 +50,12 @@ def measure(
     for number, peer in in_turn(held.peers, rounds):
         ids = [f"{label.replace(' ', '-')}-{number + 1}-{n}" for n in range(batch)]
         bytes_only = not peer.reads and raw is not None
+        warm = f"{ids[0]}-warm"
+        if peer.reads:
+            peer.put(warm, small)
         put = time_puts(peer.put, ids, raw if bytes_only else value)
-        took = reader.call(_read, peer.name, ids, read, expected) if peer.reads else {}
-        peer.delete(ids)
+        took = reader.call(_read, peer.name, ids, warm, read, expected) if peer.reads else {}
+        peer.delete([*ids, warm] if peer.reads else ids)
         if number >= 0:
             answer.add(f"{PUT}, {label}", peer.name, put)
             for operation, time in took.items():
@@ -56,7 +63,7 @@ def measure(
 
 
 def _read(
-    name: str, ids: list[str], read: Callable[[Any], float], expected: float
+    name: str, ids: list[str], warm: str, read: Callable[[Any], float], expected: float
 ) -> dict[str, float]:
     """In the reader: the first get of each value, a get while it is held, a get that reads it."""
     peer = contest.attached(name)
@@ -69,10 +76,15 @@ def _read(
         if read(peer.get(id)) != expected:
             raise ValueError(f"{name} gave back another value")
 
-    # A put of a large value empties the caches, one of a small value does not: so they
-    # are emptied here, and one call is taken of values of all sizes.
-    _scrub()
+    # The first get of this value, by a process that has read others like it.
+    for _ in range(_WARMING):
+        peer.get(warm)
     took = {FIRST: time_gets(keep, ids[:1])}
+    held.clear()
+    peer.release()
+    # The same with cold caches, as after other work: emptied here, for values of all sizes.
+    _scrub()
+    took[COLD] = time_gets(keep, ids[-1:])
     held.clear()
     peer.release()
     if peer.views:  # for what copies, every get is like the first
