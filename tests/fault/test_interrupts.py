@@ -130,8 +130,12 @@ def _real_signals(root: str) -> tuple[int, int]:
     store.put("dag", "a", 0)
     path = str(reading_files.read(root, "dag").path / "lock")
 
+    # Another thread may take the signal late, when the put has long ended.
+    armed: list[int] = []
+
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        if armed:
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGALRM, stop)
     rng = random.Random(1)
@@ -141,10 +145,12 @@ def _real_signals(root: str) -> tuple[int, int]:
     for n in range(1, 4001):
         try:
             try:
+                armed.append(n)
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 120e-6))
                 store.put("dag", "a", n)
                 passed += 1
             finally:
+                armed.clear()
                 signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             interrupted += 1
