@@ -150,7 +150,7 @@ class Dag(MutableMapping[str, Any]):
         return self.store.root, self.store.namespace, self.dag_id
 
     def __repr__(self) -> str:
-        return f"<shmstore.Dag {self.dag_id!r} of {len(self)} values in {self.store!r}>"
+        return f"<shmstore.Dag {self.dag_id!r} in {self.store!r}>"
 
 
 class _Keys(KeysView[str]):

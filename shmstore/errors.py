@@ -115,8 +115,10 @@ class StoreFull(StoreError):
         super().__init__(what=what, asked=asked, free=free, limit=limit)
 
     def _sentence(self) -> str:
+        if "descriptor" in self.what:
+            return f"Out of {self.what}; close some, or raise the limit (ulimit -n)."
         amounts = [
-            f"{name} {amount:,}"
+            f"{name} {amount:,} bytes"
             for name, amount in (("asked", self.asked), ("free", self.free), ("limit", self.limit))
             if amount is not None
         ]

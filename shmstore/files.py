@@ -51,7 +51,10 @@ def check_free(place: Descriptor, asked: int, headroom: int = 0) -> int:
         return 1 << 62  # a tmpfs without a limit
     free = status.f_bavail * status.f_frsize
     if free - asked < headroom:
-        raise StoreFull("shared memory", asked, free, status.f_blocks * status.f_frsize)
+        what = "shared memory"
+        if headroom:
+            what += f", of which {headroom:,} bytes are kept free for deletes"
+        raise StoreFull(what, asked, free, status.f_blocks * status.f_frsize)
     return free
 
 

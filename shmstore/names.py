@@ -60,10 +60,12 @@ def encode_id(value: object, what: str) -> bytes:
     )
 
 
-def several(values: Iterable[str], what: str) -> Iterable[str]:
+def several(values: object, what: str) -> Iterable[str]:
     """``values``, unless that is one ``str``, whose characters would be taken for ids."""
-    if isinstance(values, str):
-        raise TypeError(f"{what} must be several ids, not the single str {values!r:.80}")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(
+            f"{what} must be several ids, not the single {type(values).__name__} {values!r:.80}"
+        )
     return values
 
 
@@ -74,6 +76,15 @@ def check_name(value: object, what: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError(f"{what} must be 1 to 32 letters, digits, '_' or '-', not {value!r:.80}")
     return value
+
+
+def check_root(root: object) -> str:
+    """The absolute path of a root that the caller gave."""
+    if not isinstance(root, (str, os.PathLike)) or not isinstance(os.fspath(root), str):
+        raise TypeError(f"root must be a path as str, not {type(root).__name__}: {root!r:.80}")
+    if not os.fspath(root):
+        raise ValueError("root must not be empty; leave it out for the default")
+    return os.path.abspath(os.fspath(root))
 
 
 def default_root() -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shmstore import lifecycle, names
-from shmstore.errors import CorruptValue, StoreClosed
+from shmstore.errors import CorruptValue, StoreClosed, StoreFull
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 
 R = TypeVar("R")
 
-# More open DAGs than this, and the one opened first is closed again; each holds
-# about five descriptors.
+# More open DAGs than this, and the one opened first is closed again. Each holds about
+# five descriptors; a quarter of what the process may have is ours at most.
 _MOST_OPEN = 64
+_DESCRIPTORS_EACH = 5
 # How often one call tries again because others cleared the DAG meanwhile.
 _MOST_SUPERSEDED = 1000
 
@@ -42,6 +44,8 @@ class OpenDags:
         *args: Any,
     ) -> R | None:
         """Returns ``call(manifest, ...)``, or None if there is no such DAG."""
+        if type(dag_id) is not str:
+            names.encode_id(dag_id, "dag_id")
         for _ in range(_MOST_SUPERSEDED):
             manifest = self.manifests.get(dag_id) or self._open(dag_id)
             if manifest is None:
@@ -59,6 +63,8 @@ class OpenDags:
         *args: Any,
     ) -> R:
         """Returns ``call(manifest, ...)``; the DAG is created if need be."""
+        if type(dag_id) is not str:
+            names.encode_id(dag_id, "dag_id")
         for _ in range(_MOST_SUPERSEDED):
             manifest = self.manifests.get(dag_id) or self._create(dag_id)
             try:
@@ -98,17 +104,27 @@ class OpenDags:
     def _open(self, dag_id: str) -> Manifest | None:
         space = self.space
         names.encode_id(dag_id, "dag_id")
-        manifest = lifecycle.find_dag(space, dag_id)
+        manifest = self._with_room(lifecycle.find_dag, space, dag_id)
         return None if manifest is None else self._keep(dag_id, manifest)
 
     def _create(self, dag_id: str) -> Manifest:
         space = self.space
         names.encode_id(dag_id, "dag_id")
-        return self._keep(dag_id, lifecycle.find_or_create_dag(space, dag_id))
+        return self._keep(dag_id, self._with_room(lifecycle.find_or_create_dag, space, dag_id))
+
+    def _with_room(self, call: Callable[[Namespace, str], R], space: Namespace, dag_id: str) -> R:
+        """Opens a DAG; closes the others first if descriptors have run out."""
+        try:
+            return call(space, dag_id)
+        except StoreFull:
+            if not self.manifests:
+                raise
+            self.manifests.clear()
+            return call(space, dag_id)
 
     def _keep(self, dag_id: str, manifest: Manifest) -> Manifest:
         kept = self.manifests.setdefault(dag_id, manifest)
-        for oldest in list(self.manifests)[:-_MOST_OPEN]:
+        for oldest in list(self.manifests)[: -_most_open()]:
             if oldest != dag_id:
                 self.manifests.pop(oldest, None)
         return kept
@@ -120,3 +136,10 @@ class OpenDags:
 
 def _never_settled(dag_id: str) -> CorruptValue:
     return CorruptValue("its files keep vanishing", "the DAG's directory", dag_id)
+
+
+def _most_open() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_OPEN
+    return max(1, min(_MOST_OPEN, soft // 4 // _DESCRIPTORS_EACH))

@@ -55,7 +55,7 @@ class Store(AsyncCalls):
     def __init__(
         self, root: str | os.PathLike[str] | None = None, namespace: str | None = None
     ) -> None:
-        self._given_root = None if root is None else os.path.abspath(os.fspath(root))
+        self._given_root = None if root is None else names.check_root(root)
         name = names.default_namespace() if namespace is None else namespace
         names.check_name(name, "namespace")
         space = Namespace(self._given_root or names.default_root(), name)
@@ -103,7 +103,7 @@ class Store(AsyncCalls):
         """
         key = encode_id(id, "id")
         dags = self._dags
-        if overwrite and not deps:
+        if overwrite and not deps and type(dag_id) is str:
             small = quick(value)
             manifest = dags.manifests.get(dag_id)
             if small is not None and manifest is not None and len(small) <= INLINE_LIMIT:
@@ -134,6 +134,8 @@ class Store(AsyncCalls):
         """
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values must be a mapping, not {type(values).__name__}")
         keys = [encode_id(id, "id") for id in values]
         encoded = [codecs.encode(value) for value in values.values()]
         prepared = [
@@ -167,7 +169,7 @@ class Store(AsyncCalls):
             Unserializable: This process lacks a class or library that the value needs.
         """
         key = encode_id(id, "id")
-        if mode == READ:
+        if mode == READ and type(dag_id) is str:
             manifest = self._dags.manifests.get(dag_id)
             quickly = None if manifest is None else peek(manifest, key)
             if manifest is not None and quickly is not None:

@@ -85,7 +85,7 @@ def find(dags: OpenDags, dag_id: str, key: bytes, mode: str) -> tuple[Record, me
     Returns:
         None if there is no such value on this host.
     """
-    manifest = dags.manifests.get(dag_id)
+    manifest = dags.manifests.get(dag_id) if type(dag_id) is str else None
     if manifest is not None:
         try:
             return _find(manifest, key, mode)

@@ -18,10 +18,15 @@ from shmstore.codecs.encoded import BufferNote, Encoded
 from shmstore.codecs.reading import reader_of
 from shmstore.codecs.rebuilding import Rebuilding, handed_out, load
 from shmstore.codecs.reducing import NeedsValue, Reducing, Sink, unpicklable
+from shmstore.codecs.reductions import name_of
 from shmstore.codecs.runs import COPIED, HANDED_OUT, STREAM, VIEWED, Runs, parse_runs
 from shmstore.errors import StoreError, Unserializable
 
 PICKLE: Final = 4
+
+#: Values up to this size are rebuilt once when they are put, if pickle's own ways
+#: were used for anything in them; it takes a copy in memory.
+_TRIAL_BYTES: Final = 64 << 20
 
 
 class _Pickler(Reducing, pickle.Pickler):
@@ -60,7 +65,22 @@ def encode(value: Any) -> Encoded:
             raise Unserializable("pickle.PickleBuffer", "store the object that it points to")
         return Encoded(plain.PLAIN, b"", sink, sum(map(len, sink)))
     runs.add_stream(sink)
-    return runs.finish(PICKLE, b"")
+    encoded = runs.finish(PICKLE, b"")
+    if pickler.ordinary and encoded.nbytes <= _TRIAL_BYTES:
+        _try_out(value, encoded)
+    return encoded
+
+
+def _try_out(value: Any, encoded: Encoded) -> None:
+    """Rebuilds a value once, as its class may be one whose pickles do not load.
+
+    Exceptions with an ``__init__`` of their own are the commonest of these.
+    """
+    try:
+        decode(encoded.meta, memoryview(b"".join(encoded.parts)))
+    except StoreError as exc:
+        why = exc.why if isinstance(exc, Unserializable) else str(exc)
+        raise Unserializable(name_of(type(value)), f"it cannot be read back: {why}") from exc
 
 
 class _Unpickler(Rebuilding, pickle.Unpickler):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shmstore import _wire, codecs
-from shmstore.codecs.reductions import REDUCERS, name_of
+from shmstore.codecs.reductions import AS_THEY_ARE, REDUCERS, name_of
 from shmstore.codecs.refusals import why_refused
 from shmstore.codecs.runs import Runs
 from shmstore.errors import StoreError, Unserializable
@@ -39,6 +39,8 @@ class Reducing:
         last: The object that was reduced last; None if none was, so that the
             value is plain. If pickling fails, it is the one in the way.
         by_value: True if functions and classes are written themselves.
+        ordinary: True once an object was left to pickle's own ways, by which it may be
+            written and yet not be rebuilt.
         needs_main: True once something of the running script was met.
     """
 
@@ -46,6 +48,7 @@ class Reducing:
     last: Any = None
     by_value = False
     needs_main = False
+    ordinary = False
     _decided: dict[type, Callable[[Any, Any], Any]]
 
     def reducer_override(self, value: Any) -> Any:
@@ -57,7 +60,10 @@ class Reducing:
             reduce = self._decided.get(kind)
             if reduce is None:
                 reduce = self._decided[kind] = decide(kind)
-        return reduce(self, value)
+        reduced = reduce(self, value)
+        if reduced is NotImplemented and kind not in AS_THEY_ARE:
+            self.ordinary = True
+        return reduced
 
 
 def decide(kind: type) -> Callable[[Any, Any], Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shmstore.demo.facts import InputError
+from shmstore.demo.stop import Stopped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,6 +125,8 @@ def _flights() -> pa.Table:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("flights.csv") as file:
             return pyarrow.csv.read_csv(file)
+    except pa.ArrowCancelled:  # Arrow takes Ctrl-C for itself while it reads
+        raise Stopped(signal.SIGINT) from None
     except (OSError, zipfile.BadZipFile, KeyError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {_first_line(error)}.") from error
 
@@ -153,6 +157,8 @@ def _read(path: str) -> pa.Table:
                 except pa.ArrowInvalid:
                     file.seek(0)
                     return pa.ipc.open_stream(file).read_all()
+    except pa.ArrowCancelled:  # Arrow takes Ctrl-C for itself while it reads
+        raise Stopped(signal.SIGINT) from None
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {_first_line(error)}.") from error
     raise InputError(f"{path} must be a {FORMATS} file.")

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import os
 import pickle
+import resource
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from shmstore import compaction, crashpoints, index, names, view
 from shmstore.log import Log
 from shmstore.store import Store
 from tests import reading_files
+from tests.fault.killing import call
 
 LARGE = np.arange(5000.0)
 IDS = ["a", "a/b", "/", "..", ".", "*", ">", "sp ace", "🙂", "new\nline", "\0", "%2E", "x" * 1024]
@@ -682,3 +684,49 @@ def test_a_long_wait_for_the_lock_ends_in_the_lock_or_in_store_busy(
         crashpoints.hook = None
     assert looks > 5000
     assert list(store.ids("d")) == ["a", "held", "b"]
+
+
+class Unreadable(ValueError):
+    """Pickles well, and cannot be rebuilt: its __init__ wants more than its args."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def test_a_value_that_would_not_load_is_refused_at_put(store: Store) -> None:
+    """A class whose pickles do not load is found out by put, and the old value stays."""
+    store.put("d", "a", "old")
+    with pytest.raises(shmstore.Unserializable, match="cannot be read back"):
+        store.put("d", "a", Unreadable(1, 2))
+    with pytest.raises(shmstore.Unserializable, match="cannot be read back"):
+        store.put("d", "a", {"deep": [Unreadable(1, 2), LARGE]})
+    assert store.get("d", "a") == "old"
+
+
+@pytest.mark.parametrize("name", ["put", "get", "has_value", "delete", "entry", "count", "clear"])
+def test_a_dag_id_that_cannot_be_hashed_is_refused_by_name(store: Store, name: str) -> None:
+    """A list for a dag_id is a TypeError that says dag_id, in every call."""
+    args = {"put": ("x", 1), "count": (), "clear": ()}.get(name, ("x",))
+    with pytest.raises(TypeError, match="dag_id must be a str, not list"):
+        getattr(store, name)(["d"], *args)
+
+
+@pytest.mark.parametrize(("root", "error"), [("", ValueError), (5, TypeError), (b"/x", TypeError)])
+def test_a_root_that_is_no_path_is_refused(root: Any, error: type[Exception]) -> None:
+    """An empty root or one of another type is refused by name, and nothing is made."""
+    with pytest.raises(error, match="root must"):
+        Store(root=root)
+
+
+def test_many_dags_with_few_descriptors(root: str) -> None:
+    """A process with 64 descriptors works on any number of DAGs and leaves some to others."""
+
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        store = Store(root)
+        for number in range(60):
+            store.put(f"dag-{number}", "x", number)
+        with open("/dev/null"):
+            return sum(store.get(f"dag-{number}", "x") for number in range(60))
+
+    assert call(work) == sum(range(60))
