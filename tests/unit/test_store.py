@@ -167,9 +167,9 @@ def test_absent_values(store: Store) -> None:
     """What is not there is NotFound, with its names, or the default; asking creates nothing."""
     store.put("d", "there", 1)
     for dag_id in ("d", "unknown"):
-        for call in (store.get, store.get_buffer, store.entry, store.explain, store.delete):
+        for read in (store.get, store.get_buffer, store.entry, store.explain, store.delete):
             with pytest.raises(shmstore.NotFound) as caught:
-                call(dag_id, "a")
+                read(dag_id, "a")
             assert (caught.value.dag_id, caught.value.id) == (dag_id, "a")
         assert store.get(dag_id, "a", default=None) is None
         assert store.has_value(dag_id, "a") is False
