@@ -316,6 +316,17 @@ def fill_cells(target: np.ndarray[Any, Any], values: list[Any]) -> None:
 _VIEWS = {"matrix": "matrix", "recarray": "recarray", "memmap": "memmap", "chararray": "chararray"}
 
 
+def chararray() -> type[np.ndarray[Any, Any]]:
+    """Numpy's class of that name, whose mention newer versions of numpy warn of."""
+    import warnings
+
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.char.chararray
+
+
 def view_as(kind: str, base: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """An array seen as one of numpy's own subclasses."""
     import numpy as np
@@ -324,7 +335,7 @@ def view_as(kind: str, base: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         _refuse("a subclass of array", kind)
     cls: type[np.ndarray[Any, Any]]
     if kind == "chararray":
-        cls = np.char.chararray
+        cls = chararray()
     else:
         cls = {"matrix": np.matrix, "recarray": np.recarray, "memmap": np.memmap}[kind]
     if kind == "matrix" and base.ndim != 2:

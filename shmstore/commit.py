@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest as checksum
 
 from shmstore import compaction, crashpoints, files, names, recovery
 from shmstore.descriptor import Descriptor
-from shmstore.errors import EntryExists, NotFound, StoreFull
+from shmstore.errors import CorruptValue, EntryExists, NotFound, StoreFull
 from shmstore.forked import here, refused
 from shmstore.index import IndexDamagedError, IndexFullError
 from shmstore.lock import LockLost
@@ -44,6 +44,8 @@ from shmstore.record import (
     unpack_totals,
 )
 from shmstore.view import View
+
+_MENDINGS = 4  # tries of one commit
 
 #: One record to be committed, all that may fail or take long having been done: op
 #: (PUT or DELETE), codec, flags, key (the id's bytes), hash of the key, bytes of meta
@@ -86,12 +88,15 @@ def commit(
     """
     freed: list[int] = []
     try:
-        try:
-            manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
-        except (IndexDamagedError, IndexFullError) as error:
-            # Nothing has been changed.
-            manifest.guarded(_mend, manifest, error, len(changes))
-            manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
+        for _ in range(_MENDINGS):
+            try:
+                manifest.lock.run(_commit, (manifest, changes, overwrite, judged, freed))
+                break
+            except (IndexDamagedError, IndexFullError) as error:
+                # Nothing has been changed.
+                manifest.guarded(_mend, manifest, error, len(changes))
+        else:
+            raise CorruptValue("a mended index is damaged again", "its index", manifest.dag_id)
     except LockLost:
         raise Superseded from None
     except TimeoutError:
@@ -147,12 +152,18 @@ def _commit(
     if offset > PAGE:
         sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
     slotted: list[tuple[int, int, int, int]] = []
+    taken: set[int] = set()
     replaced: list[int] = []
+    slots = index.slots
     unnamed = False
     for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
         at, old = view.locate(log, key, hashed)
-        if not old and at + 2 * len(changes) > index.last:
-            raise IndexFullError
+        if not old:
+            while at in taken or slots[at + 1]:  # by an earlier change of this commit
+                at += 2
+            if at >= index.last:
+                raise IndexFullError
+            taken.add(at)
         if judged is not None and (not old or log.read(old) != judged):
             raise Replaced
         head = words[(old >> 3) + LENGTH_WORD] if old else 0
@@ -207,19 +218,15 @@ def _commit(
     if hook is not None:
         hook("commit:tail")
     # 4. The index follows.
-    slots = index.slots
     for at, old, hashed, word in slotted:
         if here.lost:
             raise refused()
-        place = at
         if not old:
-            while slots[place + 1]:  # taken by an earlier change of this commit
-                place += 2
-            slots[place] = hashed
+            slots[at] = hashed
             if hook is not None:
                 hook("commit:slot-hash")
             index.head[USED] += 1
-        slots[place + 1] = word
+        slots[at + 1] = word
         if hook is not None:
             hook("commit:slot")
     if here.lost:
@@ -249,8 +256,12 @@ def _with_room(manifest: Manifest, view: View, size: int, keys: int) -> tuple[Vi
     except (StoreFull, OSError):
         if dead < size:
             raise
-        view = compaction.compact(manifest, view, log)
-        return _enlarged(manifest, view, view.log, size, keys, 0)
+        # The index may have grown before the log found no room.
+        view = manifest.fresh()
+        view = compaction.compact(manifest, view, view.cover(tail))
+        log = view.log
+        headroom = log.words[TAIL] + len(view.index.map) if keys else 0
+        return _enlarged(manifest, view, log, size, keys, headroom)
 
 
 def _enlarged(

@@ -10,10 +10,11 @@ import numpy as np
 
 from shmstore import files, index, log, names, record
 from shmstore.crashpoints import reach
+from shmstore.forked import here
 from shmstore.index import Index, IndexDamagedError
 from shmstore.log import Log
 from shmstore.manifest import Manifest
-from shmstore.record import CHECKPOINT, LENGTH_WORD, PAGE, PUT, TAIL
+from shmstore.record import CHECKPOINT, CURRENT, LENGTH_WORD, PAGE, PUT, TAIL
 from shmstore.view import View
 
 #: Dead bytes of a log below which compacting it is not worth it.
@@ -28,6 +29,8 @@ def when_worth_it(manifest: Manifest, view: View, old_log: Log, dead: int) -> No
         compact(manifest, view, old_log)
         manifest.compact_at = 0
     except Exception:
+        if here.lost:
+            raise
         # The commit before it stands, and so do the old files.
         manifest.compact_at = dead + FLOOR  # not again at once
 
@@ -41,10 +44,18 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     that, only the old files are left over.
     """
     reach("compact:begin")
+    if manifest.control[CURRENT] != view.current:
+        raise IndexDamagedError("these files are not the current ones")
     tail = old_log.words[TAIL]
     hashes, offsets, sizes = _live_records(view, old_log, tail)
     starts = np.cumsum(sizes) - sizes
     totals = old_log.totals(tail)
+    if len(hashes) != totals.live:
+        # Something is damaged. In the old files it can be seen, so they are kept.
+        raise IndexDamagedError("the index and the totals count differently")
+    homes = index.homes_for(len(hashes))
+    directory, generation = manifest.directory, manifest.generation
+    files.check_free(directory, int(sizes.sum()) + 2 * PAGE + homes * record.SLOT)
     length = record.SMALLEST
     checksum, body = record.encode(
         CHECKPOINT, 0, 0, 0, 0, 0, 0, 0, 0, b"",
@@ -56,24 +67,29 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
 
     current = view.current
     log_number, index_number = (current >> 32) + 1, (current & 0xFFFFFFFF) + 1
-    directory, generation = manifest.directory, manifest.generation
-    log.create(directory, log_number, generation, runs, int(sizes.sum()) + length, "compact")
-    index.create(
-        directory,
-        index_number,
-        generation,
-        hashes,
-        (starts + PAGE).astype(np.uint64),
-        index.homes_for(len(hashes)),
-        "compact",
-    )
-    compacted = View(
-        directory,
-        log_number << 32 | index_number,
-        Log.open(directory, log_number, generation),
-        Index.open(directory, index_number, generation),
-    )
-    manifest.switch(compacted)
+    try:
+        log.create(directory, log_number, generation, runs, int(sizes.sum()) + length, "compact")
+        index.create(
+            directory,
+            index_number,
+            generation,
+            hashes,
+            (starts + PAGE).astype(np.uint64),
+            homes,
+            "compact",
+        )
+        compacted = View(
+            directory,
+            log_number << 32 | index_number,
+            Log.open(directory, log_number, generation),
+            Index.open(directory, index_number, generation),
+        )
+        manifest.switch(compacted)
+    except BaseException:
+        if not here.lost and manifest.control[CURRENT] == current:
+            files.unlink(directory, names.log_name(log_number))
+            files.unlink(directory, names.index_name(index_number))
+        raise
     reach("compact:switched")
     # Those before the old ones may be left over from a writer that died here.
     for before in (1, 2):

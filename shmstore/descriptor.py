@@ -12,12 +12,33 @@ a dead parent's lock nor the memory of a value that was never stored.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from weakref import WeakSet
 
 from shmstore.forked import here, refused
 
 _not_for_children: WeakSet[Descriptor] = WeakSet()
+
+
+def open_descriptor(name: str, flags: int, mode: int, within: int | None) -> int:
+    """``os.open``, with the soft limit of descriptors raised when it is reached."""
+    try:
+        return os.open(name, flags, mode, dir_fd=within)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _raise_limit():
+            raise
+    return os.open(name, flags, mode, dir_fd=within)
+
+
+def _raise_limit() -> bool:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (resource.RLIM_INFINITY, hard):
+        return False
+    more = soft * 2 if hard == resource.RLIM_INFINITY else min(soft * 2, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+    return True
 
 
 class Descriptor:
@@ -55,7 +76,7 @@ class Descriptor:
         if here.lost and flags & os.O_CREAT:
             raise refused()
         # From here on closing is the object's business alone, whatever interrupts.
-        opened.fd = os.open(name, flags, mode, dir_fd=within)
+        opened.fd = open_descriptor(name, flags, mode, within)
         status = os.fstat(opened.fd)
         opened.device, opened.inode = status.st_dev, status.st_ino
         opened.size = status.st_size

@@ -98,12 +98,14 @@ class StoreFull(StoreError):
         asked: Bytes (or pieces) that were needed, if known.
         free: Bytes (or pieces) that were left, if known.
         limit: The size of the whole, if known.
+        kept: Bytes that are kept free so that what is deleted can be freed, if any.
     """
 
     what: str
     asked: int | None
     free: int | None
     limit: int | None
+    kept: int | None
 
     def __init__(
         self,
@@ -111,15 +113,21 @@ class StoreFull(StoreError):
         asked: int | None = None,
         free: int | None = None,
         limit: int | None = None,
+        kept: int | None = None,
     ) -> None:
-        super().__init__(what=what, asked=asked, free=free, limit=limit)
+        super().__init__(what=what, asked=asked, free=free, limit=limit, kept=kept)
 
     def _sentence(self) -> str:
         if "descriptor" in self.what:
             return f"Out of {self.what}; close some, or raise the limit (ulimit -n)."
         amounts = [
             f"{name} {amount:,} bytes"
-            for name, amount in (("asked", self.asked), ("free", self.free), ("limit", self.limit))
+            for name, amount in (
+                ("asked", self.asked),
+                ("free", self.free),
+                ("kept for deletes", self.kept),
+                ("limit", self.limit),
+            )
             if amount is not None
         ]
         figures = f" ({', '.join(amounts)})" if amounts else ""

@@ -10,11 +10,16 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreFull
 from shmstore.forked import here, refused
+
+#: Keeps ``mmap`` from holding a descriptor of its own, where it can be kept from it.
+UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _MOST_PARTS = 1024  # IOV_MAX on Linux
 
@@ -51,10 +56,8 @@ def check_free(place: Descriptor, asked: int, headroom: int = 0) -> int:
         return 1 << 62  # a tmpfs without a limit
     free = status.f_bavail * status.f_frsize
     if free - asked < headroom:
-        what = "shared memory"
-        if headroom:
-            what += f", of which {headroom:,} bytes are kept free for deletes"
-        raise StoreFull(what, asked, free, status.f_blocks * status.f_frsize)
+        limit = status.f_blocks * status.f_frsize
+        raise StoreFull("shared memory", asked, free, limit, headroom or None)
     return free
 
 
@@ -90,7 +93,7 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
 
 def map_shared(fd: int, size: int) -> mmap.mmap:
     """Maps ``size`` bytes for reading and storing words; keeps no use of ``fd``."""
-    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, **UNTRACKED)
 
 
 def create_file(directory: Descriptor, name: str) -> Descriptor:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from shmstore import names, record
+from shmstore import files, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
 from shmstore.files import create_file, map_shared, write_all
+from shmstore.forked import here
 from shmstore.record import EMPTY, HOMES, INDEX_HEADER, INDEX_MAGIC, ROOM, SLOT, USED
 
 FIRST_HOMES = 256
@@ -177,5 +178,9 @@ def create(
         reach(f"{during}:index-created")
         write_all(file.fd, [bytes(head), memoryview(table).cast("B")])
         reach(f"{during}:index-written")
+    except BaseException:
+        if not here.lost:
+            files.unlink(directory, names.index_name(number))
+        raise
     finally:
         file.close()

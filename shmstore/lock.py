@@ -46,9 +46,10 @@ _LONGEST_SLEEP_S = 0.001
 # or after makes no difference to anyone.
 _LOOK_EVERY_S = 0.001
 
-# Threads inside, or trying to get inside, a locked section. A fork waits until
-# no thread but its own is in here.
+# Threads inside, or trying to get inside, a locked section. A fork waits until no
+# thread but its own is in here, except for those that wait for others to let go.
 _inside: dict[int, Lock | _NoLock] = {}
+_waiting: dict[int, bool] = {}  # and whether they hold another lock meanwhile
 _all: WeakSet[Lock] = WeakSet()
 _forking = 0  # ident of the thread that forks, 0 when none does
 _fork_turn = threading.RLock()
@@ -114,7 +115,7 @@ class Lock:
             _inside[me] = self
             held = self._descriptor
             if held is None or _forking or owner.setdefault(0, me) != me:
-                held = self._wait(me)
+                held = self._wait(me, outer is not None)
             else:
                 # Is the number still our file? Nothing ever moves the offset of ours.
                 if lseek(held.fd, 0, SEEK_CUR) != self._mark:
@@ -123,7 +124,7 @@ class Lock:
                 try:
                     flock(held.fd, _TAKE)
                 except BlockingIOError:
-                    held = self._wait(me)
+                    held = self._wait(me, outer is not None)
             now = monotonic()
             if now > self._look_at:
                 if not held.intact():
@@ -152,8 +153,13 @@ class Lock:
                 else:
                     _inside[me] = outer
 
-    def _wait(self, me: int) -> Descriptor:
-        """Polls until the lock is ours. Registered in ``_inside`` only while trying."""
+    def _wait(self, me: int, holding: bool) -> Descriptor:
+        """Polls until the lock is ours.
+
+        Args:
+            me: The thread.
+            holding: True if it is inside another lock's section meanwhile.
+        """
         start = monotonic()
         tries = 0
         owner = self._owner
@@ -173,13 +179,15 @@ class Lock:
             if monotonic() - start > TIMEOUT_S:
                 raise StoreBusy(self.what, monotonic() - start, self.holder())
             tries += 1
-            _inside.pop(me, None)
-            if tries <= _YIELDS:
-                os.sched_yield()
-            else:
-                longest = min(_LONGEST_SLEEP_S, 20e-6 * 1.5 ** min(tries - _YIELDS, 16))
-                time.sleep(random.uniform(longest / 4, longest))
-            _inside[me] = self
+            try:
+                _waiting[me] = holding
+                if tries <= _YIELDS:
+                    os.sched_yield()
+                else:
+                    longest = min(_LONGEST_SLEEP_S, 20e-6 * 1.5 ** min(tries - _YIELDS, 16))
+                    time.sleep(random.uniform(longest / 4, longest))
+            finally:
+                _waiting.pop(me, None)
 
     def _open(self) -> Descriptor:
         try:
@@ -219,18 +227,18 @@ def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     what it cannot know of; and for a change that needs no lock.
     """
     me = get_ident()
-    outer = _inside.get(me)
+    if me in _inside:
+        return body(*args, **kwargs)
     try:
         while True:
-            _inside[me] = outer or _NO_LOCK
+            _inside[me] = _NO_LOCK
             if not _forking or _forking == me:
                 return body(*args, **kwargs)
             _inside.pop(me, None)
             time.sleep(20e-6)
     finally:
-        if outer is None:
-            here.lost = False
-            _inside.pop(me, None)
+        here.lost = False
+        _inside.pop(me, None)
 
 
 class _NoLock:
@@ -247,7 +255,10 @@ def _before_fork() -> None:
     _forking = me
     deadline = monotonic() + TIMEOUT_S
     # Sections are short and never wait for others while registered.
-    while any(thread != me for thread in list(_inside)) and monotonic() < deadline:
+    while (
+        any(thread != me and thread not in _waiting for thread in list(_inside))
+        and monotonic() < deadline
+    ):
         time.sleep(20e-6)
 
 
@@ -260,7 +271,9 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _forking, _fork_turn
     me = get_ident()
-    here.lost = me in _inside  # until this thread has left what it is inside of
+    # Until this thread has left what it is inside of; waiting alone is nothing yet.
+    here.lost = me in _inside and _waiting.get(me, True)
+    _waiting.clear()
     for thread in [thread for thread in _inside if thread != me]:
         del _inside[thread]
     for lock in list(_all):

@@ -205,5 +205,9 @@ def create(
         except OSError:
             os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + RESERVE)))
         reach(f"{during}:log-written")
+    except BaseException:
+        if not here.lost:
+            files.unlink(directory, names.log_name(number))
+        raise
     finally:
         file.close()

@@ -93,16 +93,18 @@ def _own_directory(path: str, forbidden: int) -> None:
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         status = os.stat(path)
+        link = os.lstat(path)
     except PermissionError:
         raise UnusableRoot(path, "you may not write there; give another root") from None
     except (FileExistsError, NotADirectoryError):
         raise UnusableRoot(path, "it is no directory") from None
     if not stat.S_ISDIR(status.st_mode):
         raise UnusableRoot(path, "it is no directory")
-    if status.st_uid != os.geteuid():
+    owner = status.st_uid if link.st_uid == os.geteuid() else link.st_uid
+    if owner != os.geteuid():
         raise UnusableRoot(
             path,
-            f"it belongs to user {status.st_uid} and you are {os.geteuid()}; every user "
+            f"it belongs to user {owner} and you are {os.geteuid()}; every user "
             "has a root of their own",
         )
     mode = stat.S_IMODE(status.st_mode)

@@ -124,6 +124,9 @@ class OpenDags:
 
     def _keep(self, dag_id: str, manifest: Manifest) -> Manifest:
         kept = self.manifests.setdefault(dag_id, manifest)
+        if self._space is None:  # closed meanwhile
+            self.manifests = {}
+            raise StoreClosed
         for oldest in list(self.manifests)[: -_most_open()]:
             if oldest != dag_id:
                 self.manifests.pop(oldest, None)

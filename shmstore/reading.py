@@ -90,11 +90,14 @@ def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes, int, int] |
     hashed = key_hash(key)
     slots = index.slots
     at = (hashed & index.mask) * 2
-    while slots[at] != hashed:
-        if not slots[at + 1]:
-            return None
-        at += 2  # ends at the last slot, which is unused
-    word = slots[at + 1]
+    try:
+        while slots[at] != hashed:
+            if not slots[at + 1]:
+                return None
+            at += 2
+        word = slots[at + 1]
+    except IndexError:  # the last slot, which is to stay unused, is damaged
+        return None
     offset = word >> 16
     if not PAGE <= offset <= log.size - SMALLEST or (offset ^ hashed) % TAG != word & 0xFFFF:
         return None
@@ -226,11 +229,11 @@ def _read_each(
 def _snapshot(manifest: Manifest) -> _Snapshot:
     for _ in range(_ATTEMPTS):
         try:
-            snapshot = _copied(manifest.fresh())
+            snapshot = _copied(manifest, manifest.fresh())
             if snapshot is not None:
                 return snapshot
         except IndexDamagedError:
-            manifest.guarded(recovery.rebuild_index, manifest)
+            break
         except FileNotFoundError:
             pass  # replaced meanwhile
         except OSError as error:
@@ -238,7 +241,7 @@ def _snapshot(manifest: Manifest) -> _Snapshot:
     return manifest.guarded(_snapshot_settled, manifest)
 
 
-def _copied(view: View) -> _Snapshot | None:
+def _copied(manifest: Manifest, view: View) -> _Snapshot | None:
     """A copy of what the index says, or None if a commit came between.
 
     A commit stores ``tail`` first and its slots after that. So if ``tail`` has not
@@ -248,7 +251,7 @@ def _copied(view: View) -> _Snapshot | None:
     start, end = words[INDEXED], words[TAIL]
     offsets = view.index.entries()[1]
     log = view.cover(end)
-    if words[TAIL] != end:
+    if words[TAIL] != end or manifest.control[CURRENT] != view.current:
         return None
     newer = {found.key: offset for offset, found in log.scan(start, end)}
     more = np.array([*newer.values()], dtype=np.uint64)
@@ -256,8 +259,11 @@ def _copied(view: View) -> _Snapshot | None:
 
 
 def _snapshot_settled(manifest: Manifest) -> _Snapshot:
-    """Under the lock, if writers were faster each time."""
-    snapshot = _copied(recovery.settled(manifest, []))
+    """Under the lock, if writers were faster each time or the index looks damaged."""
+    try:
+        snapshot = _copied(manifest, recovery.settled(manifest, []))
+    except IndexDamagedError:
+        snapshot = _copied(manifest, recovery.rebuild_index(manifest))
     if snapshot is None:
         raise CorruptValue("its tail moves under the lock", names.MANIFEST, manifest.dag_id)
     return snapshot

@@ -21,8 +21,9 @@ import numpy as np
 
 from shmstore import files, names
 from shmstore.crashpoints import reach
-from shmstore.descriptor import Descriptor
+from shmstore.descriptor import Descriptor, open_descriptor
 from shmstore.errors import CorruptValue, StoreFull, UnusableRoot
+from shmstore.files import UNTRACKED
 from shmstore.lock import between_forks
 
 READ, COW, COPY = "read", "cow", "copy"
@@ -118,7 +119,8 @@ def mapped(number: int, nbytes: int, directory: Descriptor) -> memoryview | None
 def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memoryview:
     name = names.segment_name(number)
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory.fd)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = open_descriptor(name, flags, 0, directory.fd)
     except FileNotFoundError:
         raise SegmentGone from None
     try:
@@ -141,9 +143,11 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
             return _read(fd, nbytes)
         try:
             if mode == COW:
-                private = mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+                private = mmap.mmap(
+                    fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, **UNTRACKED
+                )
                 return memoryview(private)
-            mapping = mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+            mapping = mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ, **UNTRACKED)
         except OSError as error:
             if error.errno not in _MAP_EXHAUSTED:
                 raise

@@ -136,11 +136,12 @@ class Store(AsyncCalls):
         encode_id(dag_id, "dag_id")
         if not isinstance(values, Mapping):
             raise TypeError(f"values must be a mapping, not {type(values).__name__}")
-        keys = [encode_id(id, "id") for id in values]
-        encoded = [codecs.encode(value) for value in values.values()]
+        # Taken over once, as what is given may be a Dag that others write to.
+        items = {encode_id(id, "id"): (id, value) for id, value in values.items()}
+        encoded = [codecs.encode(value) for _, value in items.values()]
         prepared = [
             stored.prepare(self._dags, dag_id, id, key, value, one, ())
-            for (id, value), key, one in zip(values.items(), keys, encoded, strict=True)
+            for (key, (id, value)), one in zip(items.items(), encoded, strict=True)
         ]
         if prepared:
             self._dags.write(dag_id, commit, [change for change, _ in prepared], overwrite)

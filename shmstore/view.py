@@ -76,7 +76,7 @@ class View:
                     if found.key_hash != hashed:
                         return DOUBTFUL
                 at += 2
-            if slots[at] != EMPTY or not self._sound(first, at):
+            if slots[at] != EMPTY or not self._sound(self.log, first, at):
                 return DOUBTFUL
         except (IndexError, FileNotFoundError):
             return DOUBTFUL
@@ -110,15 +110,16 @@ class View:
                     ) or log.read(offset) is None:
                         return at, offset
                 at += 2
-            if slots[at] != EMPTY:
+            # A dead writer may have stored its hash there and nothing else.
+            if slots[at] not in (EMPTY, hashed):
                 raise IndexDamagedError
         except IndexError:
             raise IndexDamagedError from None
-        if not self._sound(first, at):
+        if not self._sound(log, first, at):
             raise IndexDamagedError
         return at, 0
 
-    def _sound(self, first: int, end: int) -> bool:
+    def _sound(self, log: Log, first: int, end: int) -> bool:
         """Whether the slots that a miss passed over agree with the log.
 
         A flipped bit in one of them might hide the key that was looked for.
@@ -127,7 +128,8 @@ class View:
         for at in range(first, end, 2):
             hashed = slots[at]
             offset = record.slot_offset(slots[at + 1], hashed)
-            log = self.cover(offset + 1)
+            if offset >= log.size:
+                log = self.cover(offset + 1)
             if not log.length_at(offset) or log.words[(offset >> 3) + HASH_WORD] != hashed:
                 return False
         return True

@@ -87,7 +87,7 @@ _SUBCLASSES: dict[type, str] = {
     np.matrix: "matrix",
     np.recarray: "recarray",
     np.memmap: "memmap",
-    np.char.chararray: "chararray",
+    _wire.chararray(): "chararray",
 }
 
 

@@ -311,9 +311,9 @@ SCENARIOS = {
     ),
     "redo-half-slot": Scenario(
         _put("new", 2),
-        ("commit:locked", "redo:begin", *_REBUILD, *_AFTER_REDO),
+        (*_REDO_MANY, *_AFTER_REDO),
         {"new": 2},
-        7,
+        len(_REDO_MANY) + 2,
         _killed("commit:slot-hash", _put_many, _MANY),
         orphans=4,
     ),

@@ -16,7 +16,7 @@ from shmstore import errors
 FACTS: dict[str, dict[str, Any]] = {
     "NotFound": {"dag_id": "a dag", "id": "an id"},
     "EntryExists": {"dag_id": "a dag", "id": "an id"},
-    "StoreFull": {"what": "shared memory", "asked": 12345, "free": 99, "limit": 100_000},
+    "StoreFull": {"what": "shared memory", "asked": 12345, "free": 99, "limit": 100_000, "kept": 5},
     "StoreClosed": {"why": "it was closed"},
     "StoreBusy": {"what": "DAG 'd'", "waited_s": 1.5, "holder": "process 7"},
     "CorruptValue": {"check": "its checksum is wrong", "where": "log.1 at 4096", "dag_id": "d"}
