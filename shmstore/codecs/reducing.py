@@ -62,7 +62,8 @@ class Reducing:
                 reduce = self._decided[kind] = decide(kind)
         reduced = reduce(self, value)
         if reduced is NotImplemented and kind not in AS_THEY_ARE:
-            self.ordinary = True
+            # Functions and classes go by their name, which dumping has looked up.
+            self.ordinary = self.ordinary or reduce is not _reduce_definition
         return reduced
 
 

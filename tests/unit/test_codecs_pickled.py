@@ -28,6 +28,7 @@ import pyarrow as pa
 import pytest
 
 from shmstore import codecs
+from shmstore.codecs import pickled
 from shmstore.codecs.encoded import ALIGNMENT
 from shmstore.codecs.rebuilding import Rebuilding
 from shmstore.codecs.runs import parse_runs
@@ -348,7 +349,26 @@ def test_a_class_that_the_reader_lacks_is_named() -> None:
     assert caught.value.type_name == "tests.importablf.Point"
 
 
-def test_a_value_whose_own_code_fails_at_get_is_named() -> None:
+def test_a_value_whose_own_code_fails_is_refused_at_put() -> None:
+    with pytest.raises(Unserializable, match=r"cannot be read back.*no such state"):
+        codecs.encode(Dud())
+    with pytest.raises(Unserializable, match=r"cannot be read back.*no such state"):
+        codecs.encode({"deep": [Dud(), np.zeros(1000)]})
+
+
+def test_only_what_went_pickles_own_ways_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+    monkeypatch.setattr(pickled, "_try_out", lambda value, _: tried.append(value))
+    library = {"a": np.arange(1000), "b": [datetime.date(2020, 1, 1), uuid.uuid4()]}
+    codecs.encode(library)
+    assert not tried
+    codecs.encode([Point(1, 2)])
+    assert tried == [[Point(1, 2)]]
+
+
+def test_a_value_whose_own_code_fails_at_get_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It loads where it is put, say, and not in the process that gets it.
+    monkeypatch.setattr(pickled, "_try_out", lambda *_: None)
     encoded = codecs.encode(Dud())
     with pytest.raises(Unserializable, match="no such state") as caught:
         codecs.decode(PICKLE, encoded.meta, memoryview(b"".join(encoded.parts)))
