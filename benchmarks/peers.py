@@ -42,6 +42,7 @@ class Peer:
     address: Any
     put: Callable[[str, Any], Any]
     get: Callable[[str], Any]
+    delete: Callable[[Sequence[str]], None]
 
     @classmethod
     def missing(cls) -> str | None:
@@ -55,10 +56,6 @@ class Peer:
 
     def __init__(self, address: Any) -> None:
         self.address = address
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """Removes values."""
-        raise NotImplementedError
 
     def release(self) -> None:
         """Lets go of what gets left open, once their values are dropped."""

@@ -10,17 +10,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest as checksum
 
 from shmstore import compaction, crashpoints, files, names, recovery
 from shmstore.descriptor import Descriptor
-from shmstore.errors import CorruptValue, EntryExists, NotFound, StoreFull
+from shmstore.errors import CorruptValue, EntryExists, NotFound
 from shmstore.forked import here, refused
 from shmstore.index import IndexDamagedError, IndexFullError
 from shmstore.lock import LockLost
-from shmstore.log import RESERVE, Log
+from shmstore.log import RESERVE
 from shmstore.manifest import Manifest, Superseded
 from shmstore.record import (
     COUNTER,
@@ -43,7 +43,7 @@ from shmstore.record import (
     pack_totals,
     unpack_totals,
 )
-from shmstore.view import View
+from shmstore.room import mend, with_room
 
 _MENDINGS = 4  # tries of one commit
 
@@ -53,6 +53,14 @@ _MENDINGS = 4  # tries of one commit
 #: segment that holds it or 0, the segment's file, still without a name, or None, and
 #: the time (Unix, nanoseconds). A bare tuple: every put makes one.
 Change: TypeAlias = tuple[int, int, int, bytes, int, int, bytes, int, int, Descriptor | None, int]
+
+
+# Places in a Change.
+OP: Final = 0
+KEY: Final = 3
+MIDDLE: Final = 6
+SEGMENT: Final = 8
+FILE: Final = 9
 
 
 class Replaced(Exception):
@@ -83,8 +91,8 @@ def commit(
         Superseded: The DAG was cleared or has lost its place.
 
     If the process dies here, the changes are all there or none is: they are once
-    the log's ``tail`` has been stored. At most the segment of one value is left
-    without a record.
+    the log's ``tail`` has been stored. At most this commit's segments are left without
+    records.
     """
     freed: list[int] = []
     try:
@@ -94,7 +102,7 @@ def commit(
                 break
             except (IndexDamagedError, IndexFullError) as error:
                 # Nothing has been changed.
-                manifest.guarded(_mend, manifest, error, len(changes))
+                manifest.guarded(mend, manifest, error, len(changes))
         else:
             raise CorruptValue("a mended index is damaged again", "its index", manifest.dag_id)
     except LockLost:
@@ -133,14 +141,14 @@ def _commit(
         tail = view.log.words[TAIL]
 
     # 1. Room, so that nothing below fails for want of it.
-    putting = changes[0][0] == PUT
+    putting = changes[0][OP] == PUT
     size = SMALLEST * len(changes) + (RESERVE if putting else 0)
     for change in changes:
-        size += len(change[6])
+        size += len(change[MIDDLE])
     # By a name of its own: readers of this process may set view.log meanwhile.
     log, index = view.log, view.index
     if tail + size > log.size or (putting and index.head[USED] + len(changes) > index.limit):
-        view, log = _with_room(manifest, view, size, len(changes) if putting else 0)
+        view, log = with_room(manifest, view, size, len(changes) if putting else 0)
         index = view.index
         tail = log.words[TAIL]
 
@@ -241,50 +249,6 @@ def _commit(
         compaction.when_worth_it(manifest, view, log, dead)
 
 
-def _with_room(manifest: Manifest, view: View, size: int, keys: int) -> tuple[View, Log]:
-    """The files with room for ``size`` bytes and ``keys`` more keys, compacted if need be.
-
-    A put leaves as much of the file system free as a compaction would take, so that
-    what is deleted can be freed. A delete, which needs no more keys, may use that.
-    """
-    log = view.cover(view.log.words[TAIL])
-    tail = log.words[TAIL]
-    dead = log.totals(tail).dead
-    headroom = tail - dead + len(view.index.map) if keys else 0
-    try:
-        return _enlarged(manifest, view, log, size, keys, headroom)
-    except (StoreFull, OSError):
-        if dead < size:
-            raise
-        # The index may have grown before the log found no room.
-        view = manifest.fresh()
-        view = compaction.compact(manifest, view, view.cover(tail))
-        log = view.log
-        headroom = log.words[TAIL] + len(view.index.map) if keys else 0
-        return _enlarged(manifest, view, log, size, keys, headroom)
-
-
-def _enlarged(
-    manifest: Manifest, view: View, log: Log, size: int, keys: int, headroom: int
-) -> tuple[View, Log]:
-    if keys and view.index.head[USED] + keys > view.index.limit:
-        files.check_free(manifest.directory, 2 * len(view.index.map), headroom)
-        view = recovery.grow(manifest, view, keys)
-    need = log.words[TAIL] + size
-    if need > log.size:
-        log = view.log = log.extend(manifest.directory, need, headroom)
-    return view, log
-
-
-def _mend(manifest: Manifest, error: Exception, more: int) -> None:
-    """Makes the index good for a commit that could not use it. Under the lock."""
-    view = recovery.settled(manifest, [])
-    if isinstance(error, IndexFullError):
-        recovery.grow(manifest, view, more)
-    else:
-        recovery.rebuild_index(manifest)
-
-
 def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:
     """Gives written segments their names. A dead writer's are orphans from here on.
 
@@ -296,7 +260,7 @@ def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:
     named: list[str] = []
     try:
         for change in changes:
-            segment, file = change[8], change[9]
+            segment, file = change[SEGMENT], change[FILE]
             if file is None:
                 continue
             if not file.ours():

@@ -105,17 +105,6 @@ def attach(directory: Descriptor, number: int, nbytes: int, mode: str = READ) ->
     return between_forks(_attach, directory, number, nbytes, mode)
 
 
-def mapped(number: int, nbytes: int, directory: Descriptor) -> memoryview | None:
-    """The payload of a segment for reading, or None if that is not to be had just now."""
-    mapping = _mapped.get(number)
-    if mapping is not None and len(mapping) == nbytes:
-        return memoryview(mapping)
-    try:
-        return between_forks(_attach, directory, number, nbytes, READ)
-    except (SegmentGone, OSError):
-        return None
-
-
 def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memoryview:
     name = names.segment_name(number)
     try:

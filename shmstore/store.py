@@ -9,26 +9,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from shmstore import codecs, lifecycle, names, provenance, reading, segment, stored
+from shmstore import codecs, describing, lifecycle, names, reading, segment, stored
 from shmstore.codecs.plain import quick
-from shmstore.commit import Change, Replaced, commit
+from shmstore.commit import KEY, Change, Replaced, commit
 from shmstore.commit_small import put_small
 from shmstore.dag import Dag
-from shmstore.entry import INLINE, ClearReport, DagInfo, Entry, Explanation, StoreStats
-from shmstore.errors import NotFound, StoreError
-from shmstore.manifest import Manifest, Superseded
+from shmstore.entry import ClearReport, DagInfo, Entry, Explanation, StoreStats
+from shmstore.errors import NotFound
+from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
-from shmstore.reading import peek
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.segment import READ
 from shmstore.store_async import AsyncCalls
-from shmstore.stored import INLINE_LIMIT
+from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,7 +101,7 @@ class Store(AsyncCalls):
         """
         key = encode_id(id, "id")
         dags = self._dags
-        if overwrite and not deps and type(dag_id) is str:
+        if overwrite and deps == () and type(dag_id) is str:
             small = quick(value)
             manifest = dags.manifests.get(dag_id)
             if small is not None and manifest is not None and len(small) <= INLINE_LIMIT:
@@ -172,16 +170,11 @@ class Store(AsyncCalls):
         key = encode_id(id, "id")
         if mode == READ and type(dag_id) is str:
             manifest = self._dags.manifests.get(dag_id)
-            quickly = None if manifest is None else peek(manifest, key)
-            if manifest is not None and quickly is not None:
-                codec, meta, payload, number, nbytes = quickly
-                view = (
-                    segment.mapped(number, nbytes, manifest.directory)
-                    if number
-                    else memoryview(payload)
-                )
-                if view is not None:
-                    return stored.decoded(dag_id, id, codec, meta, view)
+            if manifest is not None:
+                quickly = find_quickly(manifest, key)
+                if quickly is not None:
+                    codec, meta, payload = quickly
+                    return decoded(dag_id, id, codec, meta, payload)
         elif mode not in segment.MODES:
             raise ValueError(f"mode must be 'read', 'cow' or 'copy', not {mode!r}")
         found = stored.find(self._dags, dag_id, key, mode)
@@ -190,7 +183,7 @@ class Store(AsyncCalls):
                 raise NotFound(dag_id, id)
             return default
         record, view = found
-        return stored.decoded(dag_id, id, record.codec, record.meta, view)
+        return decoded(dag_id, id, record.codec, record.meta, view)
 
     def get_buffer(self, dag_id: str, id: str) -> pa.Buffer:
         """The stored bytes of a value, undecoded; zero-copy unless they are inline.
@@ -243,7 +236,7 @@ class Store(AsyncCalls):
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
         if changes and self._dags.read(dag_id, _commit_deletes, changes) is None:
-            raise NotFound(dag_id, changes[0][3].decode())
+            raise NotFound(dag_id, changes[0][KEY].decode())
 
     def take(self, dag_id: str, id: str) -> Any:
         """Removes a value and returns it; of several who try, one gets it.
@@ -259,7 +252,7 @@ class Store(AsyncCalls):
             if found is None:
                 raise NotFound(dag_id, id)
             record, view = found
-            value = stored.decoded(dag_id, id, record.codec, record.meta, view)
+            value = decoded(dag_id, id, record.codec, record.meta, view)
             try:
                 if self._dags.read(dag_id, _commit_deletes, _deletes([key]), record):
                     return value
@@ -320,18 +313,7 @@ class Store(AsyncCalls):
 
     def dags(self) -> list[DagInfo]:
         """All DAGs of the namespace, by name; damaged ones with their fault."""
-        found = []
-        for token, opened in lifecycle.every_dag(self._dags.space):
-            try:
-                if isinstance(opened, StoreError):
-                    raise opened
-                found.append(_dag_info(opened))
-            except Superseded:
-                continue
-            except StoreError as error:
-                name = names.parse_dag_token(token) or token
-                found.append(DagInfo(name, 0, 0, 0, 0, 0, None, str(error)))
-        return found
+        return describing.every_dag(self._dags.space)
 
     def dag(self, dag_id: str) -> Dag:
         """A DAG as a mutable mapping from ids to values."""
@@ -353,37 +335,11 @@ class Store(AsyncCalls):
         record = self._record(dag_id, id)
         if record is None:
             raise NotFound(dag_id, id)
-        notes = codecs.explain(record.codec, provenance.codec_meta(record.meta), record.nbytes)
-        if not record.segment:
-            why = f"inline: up to {INLINE_LIMIT:,} bytes are copied out of the log"
-            notes = [note._replace(copied=True, why=why) for note in notes]
-        return Explanation(
-            dag_id,
-            id,
-            codecs.NAMES.get(record.codec, str(record.codec)),
-            names.segment_name(record.segment) if record.segment else INLINE,
-            record.nbytes,
-            tuple(notes),
-        )
+        return describing.explanation(dag_id, id, record)
 
     def stats(self) -> StoreStats:
         """The state of the namespace and its file system."""
-        dags = self.dags()
-        status = os.fstatvfs(self._dags.space.directory.fd)
-        return StoreStats(
-            root=self.root,
-            namespace=self.namespace,
-            dags=len(dags),
-            entries=sum(dag.entries for dag in dags),
-            nbytes=sum(dag.nbytes for dag in dags),
-            log_bytes=sum(dag.log_bytes for dag in dags),
-            index_bytes=sum(dag.index_bytes for dag in dags),
-            dead_bytes=sum(dag.dead_bytes for dag in dags),
-            mapped_segments=segment.mapped_count(),
-            file_system_bytes=status.f_blocks * status.f_frsize,
-            free_bytes=status.f_bavail * status.f_frsize,
-            damaged=tuple(dag.dag_id for dag in dags if dag.fault),
-        )
+        return describing.stats(self._dags.space)
 
     # --- The object itself ---------------------------------------------------------
 
@@ -421,12 +377,3 @@ def _deletes(keys: Iterable[bytes]) -> list[Change]:
     return [
         (DELETE, 0, 0, key, key_hash(key), 0, middle(key, b""), 0, 0, None, now) for key in keys
     ]
-
-
-def _dag_info(manifest: Manifest) -> DagInfo:
-    totals = reading.totals(manifest)
-    log_bytes, index_bytes = reading.footprint(manifest)
-    created = datetime.fromtimestamp(manifest.created_ns / 1e9, UTC)
-    return DagInfo(
-        manifest.dag_id, totals.live, totals.nbytes, log_bytes, index_bytes, totals.dead, created
-    )

@@ -15,9 +15,10 @@ from shmstore.codecs.plain import PLAIN
 from shmstore.commit import Change
 from shmstore.entry import INLINE, Entry
 from shmstore.errors import CorruptValue
-from shmstore.manifest import Manifest, Superseded
+from shmstore.manifest import Manifest
 from shmstore.opened import OpenDags
 from shmstore.provenance import build_meta, codec_meta, this_process, type_name
+from shmstore.reading import peek
 from shmstore.record import LARGEST, PUT, Record, key_hash, middle
 from shmstore.segment import READ
 
@@ -79,18 +80,30 @@ def prepare(
     )
 
 
+def find_quickly(manifest: Manifest, key: bytes) -> tuple[int, bytes, memoryview] | None:
+    """Codec, meta and payload, for reading, of a value that is found at the first look.
+
+    Returns:
+        None for whatever takes a second look, or is not there: see ``find``.
+    """
+    seen = peek(manifest, key)
+    if seen is None:
+        return None
+    codec, meta, payload, number, nbytes = seen
+    if not number:
+        return codec, meta, memoryview(payload)
+    try:
+        return codec, meta, segment.attach(manifest.directory, number, nbytes)
+    except (segment.SegmentGone, OSError):
+        return None
+
+
 def find(dags: OpenDags, dag_id: str, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
     """The record of a value and its payload, mapped or copied as ``mode`` says.
 
     Returns:
         None if there is no such value on this host.
     """
-    manifest = dags.manifests.get(dag_id) if type(dag_id) is str else None
-    if manifest is not None:
-        try:
-            return _find(manifest, key, mode)
-        except (segment.SegmentGone, Superseded):
-            pass
     for _ in range(_ROUNDS):
         try:
             return dags.read(dag_id, _find, key, mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import math
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -84,3 +85,22 @@ def test_own_memory_is_not_what_is_shared() -> None:
     found = memory.parse(status)
     assert found == memory.Memory(own=5 << 10, shared=30 << 10)
     assert found.since(memory.Memory(10 << 10, 10 << 10)) == memory.Memory(0, 20 << 10)
+
+
+def test_ctrl_c_while_arrow_reads_is_a_stop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Arrow takes the signal for itself while it reads a CSV: the demo was stopped, not misled."""
+    import pyarrow.csv
+
+    from shmstore.demo import source
+    from shmstore.demo.stop import Stopped
+
+    def cancelled(*_: object, **__: object) -> None:
+        raise pa.ArrowCancelled("Operation cancelled")
+
+    (tmp_path / "own.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(pyarrow.csv, "read_csv", cancelled)
+    for read in (lambda: source._read(str(tmp_path / "own.csv")), source._flights):
+        with pytest.raises(Stopped):
+            read()

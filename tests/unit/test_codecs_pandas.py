@@ -1047,7 +1047,8 @@ def test_a_missing_time_zone_says_so() -> None:
 
 def test_a_pytz_zone_comes_back_as_one() -> None:
     """Though pandas no longer requires pytz, its zones are in old data."""
-    pytz = pytest.importorskip("pytz")
+    import pytz
+
     for zone in (pytz.timezone("Europe/Paris"), pytz.utc, pytz.FixedOffset(90)):
         index = pd.date_range("2020-03-28", periods=3, freq="D", tz=zone)
         assert difference(index, there_and_back(index)) is None

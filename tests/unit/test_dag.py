@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import stored
+from shmstore import store as store_module
 from shmstore.dag import Dag
 from shmstore.store import Store
 from tests.fault.killing import Child, call
@@ -251,7 +251,7 @@ def test_setdefault_that_comes_second(dag: Dag, monkeypatch: pytest.MonkeyPatch)
 
 def test_pop_removes_the_value_that_it_returns(dag: Dag, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value stored between the look and the removal is not lost: it is returned, or stays."""
-    decoded = stored.decoded
+    decoded = store_module.decoded
     puts: list[int] = []
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -261,7 +261,7 @@ def test_pop_removes_the_value_that_it_returns(dag: Dag, monkeypatch: pytest.Mon
             call(lambda: Store(dag.store.root).put("d", "a", "new").id)
         return value
 
-    monkeypatch.setattr(stored, "decoded", interrupted)
+    monkeypatch.setattr(store_module, "decoded", interrupted)
     popped = dag.pop("a")
     monkeypatch.undo()
     assert puts

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import compaction, crashpoints, index, names, view
+from shmstore import compaction, crashpoints, index, lifecycle, names, record, view
 from shmstore.log import Log
 from shmstore.store import Store
 from tests import reading_files
@@ -730,3 +730,50 @@ def test_many_dags_with_few_descriptors(root: str) -> None:
             return sum(store.get(f"dag-{number}", "x") for number in range(60))
 
     assert call(work) == sum(range(60))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_deps_of_a_wrong_type_are_refused_at_every_put(store: Store, opened: bool) -> None:
+    """None or a number for deps is a TypeError, for the first put of a DAG and later ones."""
+    if opened:
+        store.put("d", "a", 1)
+    for wrong in (None, 5, "abc"):
+        with pytest.raises(TypeError, match="deps must be"):
+            store.put("d", "x", 1, deps=wrong)  # type: ignore[arg-type]
+    assert not store.has_value("d", "x")
+
+
+def test_a_store_closed_while_it_opens_a_dag_stays_closed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A close that comes between opening a DAG and keeping it ends that call and all later ones."""
+    Store(store.root).put("d", "a", 1)
+    find = lifecycle.find_dag
+
+    def closing(*args: Any) -> Any:
+        found = find(*args)
+        store.close()
+        return found
+
+    monkeypatch.setattr(lifecycle, "find_dag", closing)
+    for _ in range(2):
+        with pytest.raises(shmstore.StoreClosed):
+            store.get("d", "a")
+
+
+def test_compaction_keeps_a_damaged_record_to_be_seen(store: Store) -> None:
+    """A record whose op is flipped is reported by get before and after many overwrites."""
+    store.put_many("d", {f"k{n}": n for n in range(10)})
+    files = reading_files.read(store.root, "d")
+    raw = bytearray(files.log.read_bytes())
+    at = raw.index(b"k3", 4096) - record.HEAD_SIZE
+    raw[at + 12] ^= 2  # PUT becomes CHECKPOINT
+    files.log.write_bytes(raw)
+    reader = Store(store.root)
+    with pytest.raises(shmstore.CorruptValue):
+        reader.get("d", "k3")
+    for n in range(200):
+        reader.put("d", "churn", f"{n:03}" * 5000)
+    with pytest.raises(shmstore.CorruptValue):
+        Store(store.root).get("d", "k3")
+    assert reader.get("d", "k4") == 4
