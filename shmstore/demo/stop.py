@@ -39,15 +39,21 @@ class Stop:
         self.signum = 0
         self.bell, self._ringer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._before: dict[int, Any] = {}
+        self._rung_before = -1
 
     def __enter__(self) -> Stop:
         for signum in SIGNALS:
             # What is ignored stays so: nohup ignores SIGHUP.
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._before[signum] = signal.signal(signum, self._note)
+        # Python runs a handler when the main thread is next at work. If the signal comes
+        # just before that thread goes to sleep, or to another thread, that may be never:
+        # so the bell is rung by the C part of the handler, which runs at once.
+        self._rung_before = signal.set_wakeup_fd(self._ringer, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._rung_before)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         os.close(self.bell)
@@ -94,6 +100,7 @@ def blocked() -> Iterator[None]:
 
 def let_go_in_worker() -> None:
     """In a worker: Ctrl-C is for the main process, which ends its workers by SIGTERM."""
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
