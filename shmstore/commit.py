@@ -7,14 +7,12 @@ code, so that neither a signal handler nor a fork in one can come between.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import compaction, crashpoints, files, names, recovery
+from shmstore import compaction, crashpoints, recovery
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, EntryExists, NotFound
 from shmstore.forked import here, refused
@@ -25,6 +23,7 @@ from shmstore.manifest import Manifest, Superseded
 from shmstore.record import (
     COUNTER,
     CURRENT,
+    FLAGS_SHIFT,
     INDEXED,
     LENGTH_WORD,
     LIVE,
@@ -43,24 +42,27 @@ from shmstore.record import (
     pack_totals,
     unpack_totals,
 )
+from shmstore.retired import Retired, retire, segment_place
 from shmstore.room import mend, with_room
+from shmstore.writing import Written
 
 _MENDINGS = 4  # tries of one commit
 
 #: One record to be committed, all that may fail or take long having been done: op
 #: (PUT or DELETE), codec, flags, key (the id's bytes), hash of the key, bytes of meta
 #: in the middle, middle (as of ``record.middle``), size of the payload, number of the
-#: segment that holds it or 0, the segment's file, still without a name, or None, and
+#: segment that holds it or 0, the written segment, still without its name, or None, and
 #: the time (Unix, nanoseconds). A bare tuple: every put makes one.
-Change: TypeAlias = tuple[int, int, int, bytes, int, int, bytes, int, int, Descriptor | None, int]
+Change: TypeAlias = tuple[int, int, int, bytes, int, int, bytes, int, int, Written | None, int]
 
 
 # Places in a Change.
 OP: Final = 0
+FLAGS: Final = 2
 KEY: Final = 3
 MIDDLE: Final = 6
 SEGMENT: Final = 8
-FILE: Final = 9
+WRITTEN: Final = 9
 
 
 class Replaced(Exception):
@@ -94,7 +96,7 @@ def commit(
     the log's ``tail`` has been stored. At most this commit's segments are left without
     records.
     """
-    freed: list[int] = []
+    freed: list[Retired] = []
     try:
         for _ in range(_MENDINGS):
             try:
@@ -115,12 +117,11 @@ def commit(
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
         if freed:
-            for segment in freed:
-                files.unlink(manifest.directory, names.segment_name(segment))
+            retire(manifest, freed)
 
 
 def _commit(
-    order: tuple[Manifest, Sequence[Change], bool, Record | None, list[int]],
+    order: tuple[Manifest, Sequence[Change], bool, Record | None, list[Retired]],
 ) -> None:
     """Under the lock. One long function: calls are what a put's time goes into."""
     manifest, changes, overwrite, judged, freed = order
@@ -142,13 +143,15 @@ def _commit(
 
     # 1. Room, so that nothing below fails for want of it.
     putting = changes[0][OP] == PUT
-    size = SMALLEST * len(changes) + (RESERVE if putting else 0)
+    # What frees memory, deletes and what moves a value elsewhere, may use what is kept.
+    growing = putting and judged is None
+    size = SMALLEST * len(changes) + (RESERVE if growing else 0)
     for change in changes:
         size += len(change[MIDDLE])
     # By a name of its own: readers of this process may set view.log meanwhile.
     log, index = view.log, view.index
-    if tail + size > log.size or (putting and index.head[USED] + len(changes) > index.limit):
-        view, log = with_room(manifest, view, size, len(changes) if putting else 0)
+    if tail + size > log.size or (growing and index.head[USED] + len(changes) > index.limit):
+        view, log = with_room(manifest, view, size, len(changes) if growing else 0)
         index = view.index
         tail = log.words[TAIL]
 
@@ -161,10 +164,10 @@ def _commit(
         sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
     slotted: list[tuple[int, int, int, int]] = []
     taken: set[int] = set()
-    replaced: list[int] = []
+    replaced: list[Retired] = []
     slots = index.slots
     unnamed = False
-    for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, file, now in changes:
+    for op, codec, flags, key, hashed, meta_size, middle, nbytes, segment, written, now in changes:
         at, old = view.locate(log, key, hashed)
         if not old:
             while at in taken or slots[at + 1]:  # by an earlier change of this commit
@@ -180,10 +183,11 @@ def _commit(
                 live = max(live - 1, 0)
             elif not overwrite:
                 raise EntryExists(manifest.dag_id, key.decode())
-            live_bytes = max(live_bytes - words[(old >> 3) + NBYTES_WORD], 0)
+            old_bytes = words[(old >> 3) + NBYTES_WORD]
+            live_bytes = max(live_bytes - old_bytes, 0)
             dead += head & 0xFFFFFFFF
             if old_segment := words[(old >> 3) + SEGMENT_WORD]:
-                replaced.append(old_segment)
+                replaced.append((old_segment, old_bytes, head >> FLAGS_SHIFT))
         elif putting:
             live += 1
         else:
@@ -193,7 +197,7 @@ def _commit(
         live_bytes += nbytes
         if not putting:
             dead += length
-        if file is not None:
+        if written is not None:
             unnamed = True
         end = offset + length
         body = (
@@ -250,29 +254,22 @@ def _commit(
 
 
 def _name_segments(manifest: Manifest, changes: Sequence[Change]) -> None:
-    """Gives written segments their names. A dead writer's are orphans from here on.
-
-    The memory of a writer killed before this is freed by the kernel.
-    """
+    """Gives written segments their names. A dead writer's are orphans from here on."""
     directory = manifest.directory
     if not directory.intact():
         raise Superseded
-    named: list[str] = []
+    named: list[tuple[Written, Descriptor, str]] = []
     try:
         for change in changes:
-            segment, file = change[SEGMENT], change[FILE]
-            if file is None:
-                continue
-            if not file.ours():
-                raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
-            name = names.segment_name(segment)
-            source = f"/proc/self/fd/{file.fd}"
-            named.append(name)
-            if here.lost:
-                raise refused()
-            os.link(source, name, dst_dir_fd=directory.fd, follow_symlinks=True)
+            written = change[WRITTEN]
+            if written is not None:
+                place, name = segment_place(manifest, change[SEGMENT], change[FLAGS])
+                named.append((written, place, name))
+                written.name(place, name)
+        for written, _, _ in named:
+            written.open_to_readers()
     except BaseException:
         if not here.lost:
-            for name in named:
-                files.unlink(directory, name)
+            for written, place, name in named:
+                written.take_back(place, name)
         raise

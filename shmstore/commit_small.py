@@ -13,7 +13,7 @@ from time import time_ns
 
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import compaction, crashpoints, files, names
+from shmstore import compaction, crashpoints
 from shmstore.codecs.plain import PLAIN
 from shmstore.entry import INLINE, Entry
 from shmstore.forked import here, refused
@@ -25,6 +25,7 @@ from shmstore.record import (
     COUNTER,
     CURRENT,
     EMPTY,
+    FLAGS_SHIFT,
     HEAD_SIZE,
     INDEXED,
     KEY_SIZE_WORD,
@@ -46,6 +47,7 @@ from shmstore.record import (
     pack_totals,
     unpack_totals,
 )
+from shmstore.retired import Retired, retire
 
 _new = tuple.__new__
 
@@ -76,7 +78,7 @@ def put_small(
     nbytes = len(payload)
     now = time_ns()
     middle = key + meta + payload + PADS[-(len(key) + len(meta) + nbytes) & 7]
-    freed: list[int] = []
+    freed: list[Retired] = []
     try:
         done = manifest.lock.run(
             _commit, (manifest, key, key_hash(key), len(meta), middle, nbytes, now, freed)
@@ -89,7 +91,7 @@ def put_small(
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
         if freed:
-            files.unlink(manifest.directory, names.segment_name(freed[0]))
+            retire(manifest, freed)
     if not done:
         return None
     return _new(
@@ -99,7 +101,7 @@ def put_small(
 
 
 def _commit(
-    order: tuple[Manifest, bytes, int, int, bytes, int, int, list[int]],
+    order: tuple[Manifest, bytes, int, int, bytes, int, int, list[Retired]],
 ) -> bool:
     """Under the lock. The comments on the steps are in ``commit``."""
     manifest, key, hashed, meta_size, middle, nbytes, now, freed = order
@@ -148,7 +150,7 @@ def _commit(
         return False
     sequence, live, live_bytes, dead = unpack_totals(log.map, offset - TOTALS_SIZE)
     head = words[old_words + LENGTH_WORD] if old else 0
-    segment = 0
+    segment = old_bytes = 0
     if head >> 32 & 0xFF == PUT:
         old_bytes = words[old_words + NBYTES_WORD]
         live_bytes = live_bytes - old_bytes if old_bytes <= live_bytes else 0
@@ -174,7 +176,7 @@ def _commit(
 
     words[TAIL] = end  # the commit point
     if segment:
-        freed += (segment,)
+        freed += ((segment, old_bytes, head >> FLAGS_SHIFT),)
     if hook is not None:
         hook("commit:tail")
     if here.lost:

@@ -65,10 +65,13 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     runs = _runs(old_log, offsets, sizes)
     runs.append(checksum.to_bytes(8, "little") + body)
 
+    ledger = manifest.space.ledger
     current = view.current
     log_number, index_number = (current >> 32) + 1, (current & 0xFFFFFFFF) + 1
     try:
-        log.create(directory, log_number, generation, runs, int(sizes.sum()) + length, "compact")
+        log.create(
+            directory, log_number, generation, runs, int(sizes.sum()) + length, "compact", ledger
+        )
         index.create(
             directory,
             index_number,
@@ -77,6 +80,7 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
             (starts + PAGE).astype(np.uint64),
             homes,
             "compact",
+            ledger,
         )
         compacted = View(
             directory,
@@ -87,14 +91,14 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
         manifest.switch(compacted)
     except BaseException:
         if not here.lost and manifest.control[CURRENT] == current:
-            files.unlink(directory, names.log_name(log_number))
-            files.unlink(directory, names.index_name(index_number))
+            ledger.unlink(directory, names.log_name(log_number))
+            ledger.unlink(directory, names.index_name(index_number))
         raise
     reach("compact:switched")
     # Those before the old ones may be left over from a writer that died here.
     for before in (1, 2):
-        files.unlink(directory, names.log_name(log_number - before))
-        files.unlink(directory, names.index_name(index_number - before))
+        ledger.unlink(directory, names.log_name(log_number - before))
+        ledger.unlink(directory, names.index_name(index_number - before))
     reach("compact:done")
     return compacted
 

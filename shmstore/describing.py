@@ -6,12 +6,12 @@ import os
 from datetime import UTC, datetime
 
 from shmstore import codecs, lifecycle, names, provenance, reading, segment
-from shmstore.entry import INLINE, DagInfo, Explanation, StoreStats
+from shmstore.entry import DagInfo, Explanation, StoreStats
 from shmstore.errors import StoreError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.record import Record
-from shmstore.stored import INLINE_LIMIT
+from shmstore.stored import INLINE_LIMIT, location
 
 
 def every_dag(space: Namespace) -> list[DagInfo]:
@@ -49,7 +49,7 @@ def explanation(dag_id: str, id: str, record: Record) -> Explanation:
         dag_id,
         id,
         codecs.NAMES.get(record.codec, str(record.codec)),
-        names.segment_name(record.segment) if record.segment else INLINE,
+        location(record),
         record.nbytes,
         tuple(notes),
     )

@@ -22,6 +22,7 @@ from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
 from shmstore.files import create_file, map_shared, write_all
 from shmstore.forked import here
+from shmstore.ledger import Ledger
 from shmstore.record import EMPTY, HOMES, INDEX_HEADER, INDEX_MAGIC, ROOM, SLOT, USED
 
 FIRST_HOMES = 256
@@ -150,7 +151,9 @@ def create(
     offsets: _WORDS,
     homes: int,
     during: str,
+    ledger: Ledger,
     spare: int = 0,
+    headroom: int = 0,
 ) -> None:
     """Writes ``index.<number>`` over the given keys.
 
@@ -173,14 +176,19 @@ def create(
         )
     )
     head[USED * 8 : USED * 8 + 8] = len(hashes).to_bytes(8, "little")
-    file = create_file(directory, names.index_name(number))
+    reserved = ledger.reserve(len(head) + table.nbytes, headroom)
+    file = None
     try:
+        file = create_file(directory, names.index_name(number))
         reach(f"{during}:index-created")
         write_all(file.fd, [bytes(head), memoryview(table).cast("B")])
         reach(f"{during}:index-written")
     except BaseException:
         if not here.lost:
             files.unlink(directory, names.index_name(number))
+            ledger.cancel(reserved)
         raise
     finally:
-        file.close()
+        if file is not None:
+            file.close()
+    ledger.settle(reserved)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shmstore import files, index, log, names, record
+from shmstore import files, index, log, names, pool, record, spill
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreError, UnusableRoot
@@ -53,7 +53,7 @@ def _open_at(space: Namespace, token: str, dag_id: str | None) -> Manifest | Non
     try:
         directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
         try:
-            manifest = Manifest(directory, dag_id)
+            manifest = Manifest(space, directory, dag_id)
         except FileNotFoundError:
             if not _is_at(space, token, directory):
                 return None  # carried away as we looked
@@ -86,9 +86,9 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
         try:
             directory = Descriptor.open(aside, _DIRECTORY, within=space.trash.fd)
             reach("create:directory")
-            _build(directory, dag_id)
+            _build(space, directory, dag_id)
             reach("create:whole")
-            files.rename(aside, space.trash, token, space.dags)
+            space.ledger.still(files.rename, aside, space.trash, token, space.dags)
         except BaseException:
             if not here.lost:
                 remove_tree(space.trash, aside)
@@ -101,7 +101,7 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
     reach("create:renamed")
 
 
-def _build(directory: Descriptor, dag_id: str) -> None:
+def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:
     generation = int.from_bytes(os.urandom(16), "little")
     raw = dag_id.encode()
     page = bytearray(
@@ -121,8 +121,9 @@ def _build(directory: Descriptor, dag_id: str) -> None:
         page[word * 8 : word * 8 + 8] = value.to_bytes(8, "little")
     nothing = np.empty(0, dtype=np.uint64)
     files.create_file(directory, names.LOCK)
-    log.create(directory, 1, generation, [], 0, "create")
-    index.create(directory, 1, generation, nothing, nothing, index.FIRST_HOMES, "create")
+    log.create(directory, 1, generation, [], 0, "create", space.ledger)
+    homes = index.FIRST_HOMES
+    index.create(directory, 1, generation, nothing, nothing, homes, "create", space.ledger)
     file = files.create_file(directory, names.MANIFEST)
     files.write_all(file.fd, [bytes(page)])
 
@@ -155,7 +156,10 @@ def _clear_whole(space: Namespace, token: str, dag_id: str) -> bool | None:
     if manifest is None:
         return False
     try:
-        return space.lifecycle.run(_mark_and_move, (space, token, manifest)) or None
+        if not space.lifecycle.run(_mark_and_move, (space, token, manifest)):
+            return None
+        spill.remove_generation(space, manifest.generation)
+        return True
     except LockLost:
         _check_space(space)
         if _is_at(space, token, manifest.directory):
@@ -191,7 +195,7 @@ def _move_damaged(dag: tuple[Namespace, str, str]) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if not Manifest(directory, dag_id).live:
+        if not Manifest(space, directory, dag_id).live:
             return False
         os.stat(names.LOCK, dir_fd=directory.fd)
         return False  # a successor, which is sound
@@ -226,7 +230,8 @@ def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
 
 
 def _move_aside(space: Namespace, token: str) -> None:
-    files.rename(token, space.dags, names.scratch_name("old"), space.trash)
+    aside = names.scratch_name("old")
+    space.ledger.still(files.rename, token, space.dags, aside, space.trash)
     reach("clear:renamed")
 
 
@@ -240,7 +245,7 @@ def _finish_clearing(space: Namespace, token: str) -> None:
     def finish(_: None) -> None:
         try:
             directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
-            left = not Manifest(directory, None).live
+            left = not Manifest(space, directory, None).live
         except (FileNotFoundError, CorruptValue):
             return
         if left:
@@ -256,17 +261,38 @@ def _finish_clearing(space: Namespace, token: str) -> None:
         raise UnusableRoot(space.path, "its lifecycle.lock is gone") from None
 
 
-def empty_trash(space: Namespace) -> None:
+def empty_trash(space: Namespace) -> int:
     """Frees cleared DAGs, whoever cleared them; those being built are left alone.
 
     What cannot be freed now, for want of descriptors say, the next clear frees.
+
+    Returns:
+        How many there were.
     """
+    found = 0
     try:
         for name in os.listdir(space.trash.fd):
             if name.startswith("old-"):
-                remove_tree(space.trash, name)
+                _free_tree(space, name)
+                found += 1
     except OSError:
         pass
+    return found
+
+
+def _free_tree(space: Namespace, name: str) -> None:
+    """Frees a cleared DAG; its large segments may be kept for reuse. Others may do the same."""
+    try:
+        directory = Descriptor.open(name, _DIRECTORY, within=space.trash.fd)
+        for file in os.listdir(directory.fd):
+            status = os.stat(file, dir_fd=directory.fd, follow_symlinks=False)
+            if names.parse_segment_name(file) is None:
+                space.ledger.unlink(directory, file)
+            else:
+                pool.retire(space, directory, file, status.st_size)
+    except FileNotFoundError:
+        pass  # somebody else is faster
+    remove_tree(space.trash, name)
 
 
 def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from shmstore import files, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
-from shmstore.errors import CorruptValue
+from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import create_file, map_shared, write_all
 from shmstore.forked import here, refused
+from shmstore.ledger import Ledger
 from shmstore.record import INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
 
 #: A new DAG's log, bytes.
@@ -105,13 +106,14 @@ class Log:
             yield offset, found
             offset += found.length
 
-    def extend(self, directory: Descriptor, need: int, headroom: int) -> Log:
+    def extend(self, directory: Descriptor, need: int, headroom: int, ledger: Ledger) -> Log:
         """A mapping of the same file with at least ``need`` bytes, allocated.
 
         Args:
             directory: The DAG's.
             need: Bytes.
             headroom: Bytes that must stay free on the file system.
+            ledger: The account of the namespace.
 
         Only under the commit lock. If the process dies here, the file is longer
         than it needs to be, which the next writer uses.
@@ -122,20 +124,17 @@ class Log:
         """
         file = Descriptor.open(names.log_name(self.number), os.O_RDWR, within=directory.fd)
         try:
-            present = file.size
-            if present < need:
+            if file.size < need:
                 enough = _whole_pages(need)
-                free = files.check_free(directory, enough - present, headroom)
+                free = files.check_free(directory, enough - file.size, headroom)
                 # Generously, as long as that leaves the headroom untouched.
-                much = _whole_pages(max(need, present + min(present, _LARGEST_STEP)))
-                if not headroom or free - (much - present) < headroom:
+                much = _whole_pages(max(need, file.size + min(file.size, _LARGEST_STEP)))
+                if not headroom or free - (much - file.size) < headroom:
                     much = enough
-                if here.lost:
-                    raise refused()
                 try:
-                    os.posix_fallocate(file.fd, present, much - present)
-                except OSError:
-                    os.posix_fallocate(file.fd, present, enough - present)
+                    _allocate(file, much, headroom, ledger)
+                except (StoreFull, OSError):
+                    _allocate(file, enough, headroom, ledger)
                 reach("extend:allocated")
             longer = self._remap(file.fd)
         finally:
@@ -161,6 +160,18 @@ class Log:
         return longer
 
 
+def _allocate(file: Descriptor, size: int, headroom: int, ledger: Ledger) -> None:
+    reserved = ledger.reserve(size - file.size, headroom)
+    try:
+        if here.lost:
+            raise refused()
+        os.posix_fallocate(file.fd, file.size, size - file.size)
+    except BaseException:
+        ledger.cancel(reserved)
+        raise
+    ledger.settle(reserved)
+
+
 def _whole_pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
@@ -176,6 +187,7 @@ def create(
     body: list[memoryview | bytes],
     body_size: int,
     during: str,
+    ledger: Ledger,
 ) -> None:
     """Writes ``log.<number>`` with ``body`` as its committed records.
 
@@ -196,18 +208,28 @@ def create(
     )
     for word in (TAIL, INDEXED):
         page[word * 8 : word * 8 + 8] = end.to_bytes(8, "little")
-    file = create_file(directory, names.log_name(number))
+    generous = max(FIRST_SIZE, _whole_pages(end + end // 4))
+    enough = max(FIRST_SIZE, _whole_pages(end + RESERVE))
     try:
+        reserved = ledger.reserve(generous)
+    except StoreFull:
+        reserved, generous = ledger.reserve(enough), enough
+    file = None
+    try:
+        file = create_file(directory, names.log_name(number))
         reach(f"{during}:log-created")
         write_all(file.fd, [bytes(page), *body])
         try:
-            os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + end // 4)))
+            os.posix_fallocate(file.fd, 0, generous)
         except OSError:
-            os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + RESERVE)))
+            os.posix_fallocate(file.fd, 0, enough)
         reach(f"{during}:log-written")
     except BaseException:
         if not here.lost:
             files.unlink(directory, names.log_name(number))
+            ledger.cancel(reserved)
         raise
     finally:
-        file.close()
+        if file is not None:
+            file.close()
+    ledger.settle(reserved)

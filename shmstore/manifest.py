@@ -21,6 +21,7 @@ from shmstore.forked import here, refused
 from shmstore.index import Index, IndexDamagedError
 from shmstore.lock import Lock, LockLost
 from shmstore.log import Log
+from shmstore.namespace import Namespace
 from shmstore.record import CURRENT, LIVE, PAGE, STATE
 from shmstore.view import View
 
@@ -38,6 +39,7 @@ class Manifest:
     """An open DAG. Threads of a process share it; a fork keeps it usable.
 
     Attributes:
+        space: The namespace.
         dag_id: The DAG.
         directory: Its directory.
         generation: What tells this DAG from one of the same name before or after.
@@ -45,6 +47,7 @@ class Manifest:
         control: The control page as words.
         lock: The commit lock.
         view: The files in use when last looked; None before the first look.
+        spilled: Its directory on disk, once it was needed.
         compact_at: Dead bytes that make this process try a compaction.
     """
 
@@ -56,10 +59,12 @@ class Manifest:
         "directory",
         "generation",
         "lock",
+        "space",
+        "spilled",
         "view",
     )
 
-    def __init__(self, directory: Descriptor, dag_id: str | None) -> None:
+    def __init__(self, space: Namespace, directory: Descriptor, dag_id: str | None) -> None:
         """Maps the control page of the DAG in ``directory``.
 
         Raises:
@@ -82,6 +87,7 @@ class Manifest:
         self.dag_id = page[record.ID_OFFSET : record.ID_OFFSET + size].decode()
         if dag_id is not None and self.dag_id != dag_id:
             raise CorruptValue(f"it is the manifest of {self.dag_id!r}", names.MANIFEST, dag_id)
+        self.space = space
         self.directory = directory
         self.generation = control[record.GENERATION_HIGH] << 64 | control[record.GENERATION_LOW]
         self.created_ns = control[record.CREATED]
@@ -89,6 +95,7 @@ class Manifest:
         self.control = control
         self.compact_at = 0
         self.view: View | None = None
+        self.spilled: Descriptor | None = None
 
     @property
     def live(self) -> bool:

@@ -18,7 +18,11 @@ MAX_FILE_NAME = 255
 CONTROL = "control"
 DAGS = "dags"
 TRASH = "trash"
+POOL = "pool"
+SPILL = "spill"
+RESERVATIONS = "reservations"
 LIFECYCLE_LOCK = "lifecycle.lock"
+LEDGER_LOCK = "ledger.lock"
 MANIFEST = "manifest"
 LOCK = "lock"
 
@@ -28,6 +32,9 @@ _DIGEST_BYTES = 16
 # "%%" cannot come out of escaping, so a shortened token is told from a whole one.
 _SHORTENED = "%%"
 _SEGMENT = re.compile(r"seg-([0-9a-f]{16})")
+_SPILLED = re.compile(r"spill-([0-9a-f]{16})")
+_GENERATION = re.compile(r"[0-9a-f]{32}")
+_POOLED = re.compile(r"([0-9]{1,20})-([0-9]{1,20})-[0-9a-f]{16}")
 _NUMBERED = re.compile(r"(log|index)\.([0-9]{1,10})")
 
 
@@ -78,13 +85,13 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
-def check_root(root: object) -> str:
-    """The absolute path of a root that the caller gave."""
-    if not isinstance(root, (str, os.PathLike)) or not isinstance(os.fspath(root), str):
-        raise TypeError(f"root must be a path as str, not {type(root).__name__}: {root!r:.80}")
-    if not os.fspath(root):
-        raise ValueError("root must not be empty; leave it out for the default")
-    return os.path.abspath(os.fspath(root))
+def check_path(path: object, what: str) -> str:
+    """The absolute path of a directory that the caller gave."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{what} must be a path as str, not {type(path).__name__}: {path!r:.80}")
+    if not os.fspath(path):
+        raise ValueError(f"{what} must not be empty; leave it out for the default")
+    return os.path.abspath(os.fspath(path))
 
 
 def default_root() -> str:
@@ -166,15 +173,47 @@ def new_segment_number() -> int:
     return number
 
 
-def segment_name(number: int) -> str:
-    """The file of a segment."""
-    return f"seg-{number:016x}"
+def segment_name(number: int, spilled: bool = False) -> str:
+    """The file of a segment, in shared memory or, spilled, on disk."""
+    return f"spill-{number:016x}" if spilled else f"seg-{number:016x}"
 
 
 def parse_segment_name(name: str) -> int | None:
-    """The number of a segment's file name, or None."""
+    """The number of a segment's file name in shared memory, or None."""
     match = _SEGMENT.fullmatch(name)
     return int(match[1], 16) if match else None
+
+
+def parse_spilled_name(name: str) -> int | None:
+    """The number of a spilled segment's file name, or None."""
+    match = _SPILLED.fullmatch(name)
+    return int(match[1], 16) if match else None
+
+
+def pooled_name(nbytes: int, emptied_s: int) -> str:
+    """A fresh name in ``pool`` for an emptied segment.
+
+    Args:
+        nbytes: Its size; a hint, since whoever claimed it may have died.
+        emptied_s: When it was emptied, seconds of CLOCK_BOOTTIME.
+    """
+    return f"{nbytes}-{emptied_s}-{os.urandom(8).hex()}"
+
+
+def parse_pooled_name(name: str) -> tuple[int, int] | None:
+    """Size and time of an emptied segment, or None."""
+    match = _POOLED.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def generation_name(generation: int) -> str:
+    """The directory of a DAG's spilled segments, in the spill directory."""
+    return f"{generation:032x}"
+
+
+def is_generation(name: str) -> bool:
+    """Whether a name is one of a DAG's directory of spilled segments."""
+    return bool(_GENERATION.fullmatch(name))
 
 
 def scratch_name(purpose: str) -> str:

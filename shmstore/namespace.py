@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 import time
 import uuid
@@ -18,6 +19,7 @@ import warnings
 from shmstore import files, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
+from shmstore.ledger import CAPACITY, POOL_LIMIT, Ledger
 from shmstore.lock import Lock
 
 MAGIC = int.from_bytes(b"SHMNSP\r\n", "little")
@@ -36,6 +38,7 @@ _REFUSED = {
     "9p": "a file system shared with another machine: mappings do not reach across",
     "virtiofs": "a file system shared with another machine: mappings do not reach across",
 }
+_LARGEST_POOL = 1 << 30
 _fit: set[str] = set()  # paths that this process has looked at
 
 
@@ -53,10 +56,24 @@ class Namespace:
         directory: The open directory.
         dags: The open directory of DAGs.
         trash: The open directory of DAGs on their way in or out.
+        pool: The open directory of emptied segments.
         lifecycle: The lock under which DAGs are cleared.
+        control: The control page as words, for all processes to change.
+        ledger: The account of its shared memory.
     """
 
-    __slots__ = ("dags", "directory", "lifecycle", "name", "path", "root", "trash")
+    __slots__ = (
+        "control",
+        "dags",
+        "directory",
+        "ledger",
+        "lifecycle",
+        "name",
+        "path",
+        "pool",
+        "root",
+        "trash",
+    )
 
     def __init__(self, root: str, name: str) -> None:
         """Opens the namespace, and creates root and namespace if they are missing.
@@ -81,11 +98,31 @@ class Namespace:
             _check_control(self.directory, self.path)
             self.dags = Descriptor.open(names.DAGS, flags, within=self.directory.fd)
             self.trash = Descriptor.open(names.TRASH, flags, within=self.directory.fd)
+            self.pool = Descriptor.open(names.POOL, flags, within=self.directory.fd)
+            self.control = _map_control(self.directory)
         except OSError as error:
             raise files.store_full(error, None) or UnusableRoot(
                 self.path, os.strerror(error.errno or 0).lower()
             ) from error
-        self.lifecycle = Lock(self.directory, names.LIFECYCLE_LOCK, f"namespace {name!r}", rank=0)
+        what = f"namespace {name!r}"
+        self.lifecycle = Lock(self.directory, names.LIFECYCLE_LOCK, what, rank=0)
+        self.ledger = Ledger(self.directory, self.control, what)
+
+    @property
+    def pool_limit(self) -> int:
+        """The most bytes of emptied segments to keep for reuse."""
+        chosen = self.control[POOL_LIMIT]
+        if chosen:
+            return chosen - 1
+        whole = self.control[CAPACITY]
+        if not whole:
+            status = os.fstatvfs(self.directory.fd)
+            whole = status.f_blocks * status.f_frsize or _LARGEST_POOL * 4
+        return min(whole // 4, _LARGEST_POOL)
+
+    def set_pool_limit(self, nbytes: int) -> None:
+        """Sets it, for all processes."""
+        self.control[POOL_LIMIT] = nbytes + 1
 
 
 def _own_directory(path: str, forbidden: int) -> None:
@@ -126,17 +163,18 @@ def _create(directory: Descriptor, path: str) -> None:
     """Makes the namespace's directories and, last and at once, its control page."""
     _check_file_system(path)
     _try_out(directory, path)
-    for name in (names.DAGS, names.TRASH):
+    for name in (names.DAGS, names.TRASH, names.POOL, names.RESERVATIONS):
         try:
             os.mkdir(name, 0o700, dir_fd=directory.fd)
         except FileExistsError:
             pass
-    Descriptor.open(names.LIFECYCLE_LOCK, os.O_RDWR | os.O_CREAT, within=directory.fd)
+    for name in (names.LIFECYCLE_LOCK, names.LEDGER_LOCK):
+        Descriptor.open(name, os.O_RDWR | os.O_CREAT, within=directory.fd)
     _write_control(directory)
 
 
 def _write_control(directory: Descriptor) -> None:
-    boot = _boot_id()
+    boot = boot_id()
     page = record.build_page(
         {
             record.MAGIC: MAGIC,
@@ -154,6 +192,14 @@ def _write_control(directory: Descriptor) -> None:
     except BaseException:
         files.unlink(directory, aside)
         raise
+    finally:
+        file.close()
+
+
+def _map_control(directory: Descriptor) -> memoryview:
+    file = Descriptor.open(names.CONTROL, os.O_RDWR, within=directory.fd)
+    try:
+        return memoryview(files.map_shared(file.fd, record.PAGE)).cast("Q")
     finally:
         file.close()
 
@@ -177,7 +223,7 @@ def _check_control(directory: Descriptor, path: str) -> None:
     if fault:
         raise CorruptValue(fault, os.path.join(path, names.CONTROL))
     stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
-    if stored != _boot_id():
+    if stored != boot_id():
         _clear_after_restart(directory)
 
 
@@ -196,10 +242,15 @@ def _clear_after_restart(directory: Descriptor) -> None:
         page = os.pread(page_file.fd, record.PAGE, 0)
         page_file.close()
         stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
-        if stored == _boot_id():
+        if stored == boot_id():
             return  # somebody else has done it
         for token in os.listdir(dags.fd):
             files.rename(token, dags, names.scratch_name("old"), trash)
+        for name in (names.POOL, names.RESERVATIONS):
+            place = Descriptor.open(name, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
+            for old in os.listdir(place.fd):
+                files.unlink(place, old)
+        _remove_spilled(directory)
         for name in os.listdir(trash.fd):
             files.remove_tree(trash, name)
         _write_control(directory)
@@ -207,7 +258,17 @@ def _clear_after_restart(directory: Descriptor) -> None:
     lock.run(move_aside, None)
 
 
-def _boot_id() -> int:
+def _remove_spilled(directory: Descriptor) -> None:
+    """What lies on disk of DAGs that are gone; the next ``spill.set_place`` makes it anew."""
+    try:
+        shutil.rmtree(os.readlink(names.SPILL, dir_fd=directory.fd), ignore_errors=True)
+    except FileNotFoundError:
+        return
+    files.unlink(directory, names.SPILL)
+
+
+def boot_id() -> int:
+    """What tells this start of the machine from others."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return uuid.UUID(file.read().strip()).int
 

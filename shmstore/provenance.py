@@ -77,15 +77,18 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-def build_meta(codec_meta: bytes, kind: type, deps: Iterable[bytes] = ()) -> bytes:
+def build_meta(
+    codec_meta: bytes, kind: type, deps: Iterable[bytes] = (), origin: str | None = None
+) -> bytes:
     """A record's meta for a value that this process stores.
 
     Args:
         codec_meta: What the codec needs.
         kind: The value's type.
         deps: UTF-8 of the ids that the value was computed from.
+        origin: The node that the value was fetched from, if it was.
     """
-    if not codec_meta and not deps:
+    if not codec_meta and not deps and origin is None:
         bare = bare_metas.get(kind)
         if bare is not None:
             return bare
@@ -93,8 +96,11 @@ def build_meta(codec_meta: bytes, kind: type, deps: Iterable[bytes] = ()) -> byt
     name = _type_names.get(kind) or _sized(type_name(kind).encode("utf-8", "replace")[:1024])
     deps = [*deps] if deps else []
     tail = _U32.pack(len(deps)) + b"".join(map(_sized, deps)) if deps else _NO_DEPS
-    meta = b"".join((_U32.pack(len(codec_meta)), codec_meta, _process[1], name, tail))
-    if kind in _type_names and not codec_meta and not deps:
+    by = _process[1]
+    if origin is not None:
+        by = by.removesuffix(_NO_ORIGIN) + _sized(origin.encode())
+    meta = b"".join((_U32.pack(len(codec_meta)), codec_meta, by, name, tail))
+    if kind in _type_names and not codec_meta and not deps and origin is None:
         bare_metas[kind] = meta
     return meta
 

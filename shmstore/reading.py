@@ -27,6 +27,7 @@ from shmstore.record import (
     LIVE,
     PAGE,
     PUT,
+    SEGMENT_WORD,
     SMALLEST,
     STATE,
     TAG,
@@ -104,9 +105,11 @@ def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes, int, int] |
     raw = log.map[offset : offset + (words[(offset >> 3) + LENGTH_WORD] & 0xFFFFFFFF)]
     if len(raw) < SMALLEST:
         return None
-    check, _, op, codec, _, _, _, nbytes, segment, key_size, _, meta_size = unpack_head(raw)
+    check, _, op, codec, flags, _, _, nbytes, segment, key_size, _, meta_size = unpack_head(raw)
     meta_at = HEAD_SIZE + key_size
     if op != PUT or check != checksum(raw[8:], log.seed) or raw[HEAD_SIZE:meta_at] != key:
+        return None
+    if flags:
         return None
     payload_at = meta_at + meta_size
     payload = b"" if segment else raw[payload_at : payload_at + nbytes]
@@ -199,6 +202,15 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
     log, offsets, newer = _snapshot(manifest)
     if newest_first:
         offsets = offsets[::-1]
+    return _read_each(manifest, log, offsets, newer)
+
+
+def segment_records(manifest: Manifest) -> Iterator[Record]:
+    """The live records whose payloads are in segments, as of now."""
+    log, offsets, newer = _snapshot(manifest)
+    if len(offsets):
+        words = np.frombuffer(log.words, dtype=np.uint64)
+        offsets = offsets[words[(offsets >> np.uint64(3)) + np.uint64(SEGMENT_WORD)] != 0]
     return _read_each(manifest, log, offsets, newer)
 
 

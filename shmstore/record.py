@@ -22,7 +22,7 @@ CLEARED = int.from_bytes(b"CLEARED.", "little")
 
 MAGIC, VERSION, CHECKSUM, GENERATION_LOW, GENERATION_HIGH, CREATED, ID_LENGTH = range(7)
 # On a cache line of their own: what changes.
-STATE, CURRENT, COUNTER, WAIT_DEADLINE = range(8, 12)
+STATE, CURRENT, COUNTER, WAIT_DEADLINE, TTL, TOUCHED, SWEPT = range(8, 15)
 ID_OFFSET = 128
 
 # --- The log's page 0: word numbers ----------------------------------------------
@@ -44,6 +44,10 @@ EMPTY = int.from_bytes(b"\xffEMPTY\xff\xff", "little")
 PUT, DELETE, CHECKPOINT = 1, 2, 3
 #: Record flag: the value came from another host and is decoded with distrust.
 UNTRUSTED = 1
+#: Record flag: the segment lies in the spill directory.
+SPILLED = 2
+#: Where a record's flags are in its word ``LENGTH_WORD``.
+FLAGS_SHIFT = 48
 
 _HEAD = struct.Struct("<IBBHQqQQHHI")  # what follows the checksum
 HEAD_SIZE = 8 + _HEAD.size

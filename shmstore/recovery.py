@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shmstore import files, index, names, record
+from shmstore import index, names, record
 from shmstore.crashpoints import reach
 from shmstore.errors import CorruptValue
 from shmstore.forked import here, refused
@@ -22,23 +22,26 @@ from shmstore.record import (
     CHECKPOINT,
     COUNTER,
     CURRENT,
+    FLAGS_SHIFT,
     INDEXED,
     LENGTH_WORD,
+    NBYTES_WORD,
     PAGE,
     PUT,
     SEGMENT_WORD,
     TAIL,
     USED,
 )
+from shmstore.retired import Retired
 from shmstore.view import View
 
 
-def settled(manifest: Manifest, freed: list[int]) -> View:
+def settled(manifest: Manifest, freed: list[Retired]) -> View:
     """The current files with every committed record in the index.
 
     Args:
         manifest: The DAG, whose lock the caller holds.
-        freed: Takes the numbers of segments that redone records replaced.
+        freed: Takes the segments that redone records replaced.
 
     Raises:
         Superseded: The DAG was cleared or has lost its place.
@@ -58,7 +61,7 @@ def settled(manifest: Manifest, freed: list[int]) -> View:
     return view
 
 
-def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
+def _redo(manifest: Manifest, view: View, freed: list[Retired]) -> View:
     """Puts committed records into the index that a dead writer left out of it.
 
     Doing it twice does no harm, so this may die anywhere and be done again.
@@ -86,7 +89,9 @@ def _redo(manifest: Manifest, view: View, freed: list[int]) -> View:
             if old and old != offset and (old_words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
                 segment = old_words[(old >> 3) + SEGMENT_WORD]
                 if segment:
-                    freed.append(segment)
+                    head = old_words[(old >> 3) + LENGTH_WORD]
+                    nbytes = old_words[(old >> 3) + NBYTES_WORD]
+                    freed.append((segment, nbytes, head >> FLAGS_SHIFT))
             place(view.index, at, found.key_hash, offset)
             reach("redo:slot")
     except IndexDamagedError:
@@ -171,8 +176,10 @@ def rebuild_index(manifest: Manifest) -> View:
     return view
 
 
-def grow(manifest: Manifest, view: View, more: int) -> View:
+def grow(manifest: Manifest, view: View, more: int, headroom: int = 0) -> View:
     """Makes an index with room for ``more`` keys current.
+
+    Leaves ``headroom`` bytes of a capacity free.
 
     Built from the old index alone: its slots hold one newest record a key.
 
@@ -181,7 +188,7 @@ def grow(manifest: Manifest, view: View, more: int) -> View:
     """
     hashes, offsets = view.index.entries()
     wanted = len(hashes) + more
-    return switch_index(manifest, view.log, hashes, offsets, wanted, "grow")
+    return switch_index(manifest, view.log, hashes, offsets, wanted, "grow", headroom)
 
 
 def switch_index(
@@ -191,6 +198,7 @@ def switch_index(
     offsets: np.typing.NDArray[np.uint64],
     wanted: int,
     during: str,
+    headroom: int = 0,
 ) -> View:
     """Writes an index over the given keys and stores ``current``.
 
@@ -200,6 +208,7 @@ def switch_index(
     current = manifest.control[CURRENT]
     old = current & 0xFFFFFFFF
     homes = index.homes_for(wanted)
+    ledger = manifest.space.ledger
     index.create(
         manifest.directory,
         old + 1,
@@ -208,7 +217,9 @@ def switch_index(
         offsets,
         homes,
         during,
+        ledger,
         spare=wanted - len(hashes),
+        headroom=headroom,
     )
     built = Index.open(manifest.directory, old + 1, manifest.generation)
     view = View(manifest.directory, current + 1, log, built)
@@ -216,7 +227,7 @@ def switch_index(
     reach(f"{during}:switched")
     # The one before the old one may be left over from a writer that died here.
     for number in (old, old - 1):
-        files.unlink(manifest.directory, names.index_name(number))
+        ledger.unlink(manifest.directory, names.index_name(number))
     if during == "grow":
         reach("grow:done")
     return view

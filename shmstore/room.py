@@ -42,10 +42,10 @@ def _enlarged(
 ) -> tuple[View, Log]:
     if keys and view.index.head[USED] + keys > view.index.limit:
         files.check_free(manifest.directory, 2 * len(view.index.map), headroom)
-        view = recovery.grow(manifest, view, keys)
+        view = recovery.grow(manifest, view, keys, headroom)
     need = log.words[TAIL] + size
     if need > log.size:
-        log = view.log = log.extend(manifest.directory, need, headroom)
+        log = view.log = log.extend(manifest.directory, need, headroom, manifest.space.ledger)
     return view, log
 
 

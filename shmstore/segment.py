@@ -1,4 +1,4 @@
-"""Segments: one file in shared memory a value, written once, mapped by its readers.
+"""Segments: one file a value, written once, mapped by its readers.
 
 The only module that maps values. A reader holds a *lease* on what it maps: a shared
 ``flock`` on the open file that the mapping pins. It lasts exactly as long as the
@@ -14,15 +14,12 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from shmstore import files, names
-from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor, open_descriptor
-from shmstore.errors import CorruptValue, StoreFull, UnusableRoot
+from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import UNTRACKED
 from shmstore.lock import between_forks
 
@@ -32,10 +29,6 @@ MODES = (READ, COW, COPY)
 _LEASE = fcntl.LOCK_SH | fcntl.LOCK_NB
 _MAP_EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _ALIGNMENT = 64
-# Payloads from this size on are held against what is free before they are written,
-# so that a value which cannot fit does not drive others into a full file system.
-_CHECKED_FIRST = 1 << 20
-
 # A process maps a segment once; all views share the mapping. Numbers are never
 # used twice, so an entry cannot mean another segment than it did.
 _mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
@@ -46,53 +39,28 @@ class SegmentGone(Exception):
     """The segment has no name any more, or is being reclaimed: look the value up again."""
 
 
-def write(directory: Descriptor, parts: Sequence[memoryview | bytes], nbytes: int) -> Descriptor:
-    """Writes a payload into a new segment that has no name yet.
-
-    Straight from the value's own memory, by ``write(2)``: one copy in all.
-
-    Args:
-        directory: Any directory of the store's file system.
-        parts: One-dimensional views of bytes.
-        nbytes: Their size.
-
-    Returns:
-        The open file. Closing it without having named it frees its memory, as does
-        the death of the process.
-
-    Raises:
-        StoreFull: There is no room for it.
-    """
-    if nbytes >= _CHECKED_FIRST:
-        files.check_free(directory, nbytes)
-    file = None
-    try:
-        file = between_forks(
-            Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
-        )
-        reach("segment:opened")
-        files.write_all(file.fd, parts)
-        reach("segment:written")
-    except BaseException as error:
-        if file is not None:
-            file.close()
-        if isinstance(error, OSError):
-            full = files.store_full(error, nbytes, directory.fd)
-            raise full or UnusableRoot("the namespace", str(error)) from error
-        raise
-    return file
-
-
-def attach(directory: Descriptor, number: int, nbytes: int, mode: str = READ) -> memoryview:
+def attach(
+    directory: Descriptor,
+    name: str,
+    number: int,
+    nbytes: int,
+    mode: str = READ,
+    *,
+    locked: bool = False,
+) -> memoryview:
     """The payload of a segment.
 
     Args:
-        directory: The DAG's directory.
+        directory: Where the segment is.
+        name: Its name there.
         number: The segment's number.
         nbytes: The payload's size.
         mode: "read" for a view of the shared memory, read-only; "cow" for a private
             mapping, writable, whose pages are copied when written to; "copy" for
             private memory.
+        locked: The caller holds the DAG's lock and has seen the record. Then nobody can
+            retire the segment, and it is copied if somebody holds its lock, which may be
+            for a look whether it is viewed.
 
     Raises:
         SegmentGone: Look the value up again.
@@ -102,11 +70,13 @@ def attach(directory: Descriptor, number: int, nbytes: int, mode: str = READ) ->
         mapping = _mapped.get(number)
         if mapping is not None and len(mapping) == nbytes:
             return memoryview(mapping)
-    return between_forks(_attach, directory, number, nbytes, mode)
+    return between_forks(_attach, directory, name, number, nbytes, mode, locked)
 
 
-def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memoryview:
-    name = names.segment_name(number)
+def _attach(
+    directory: Descriptor, name: str, number: int, nbytes: int, mode: str, locked: bool
+) -> memoryview:
+    leased = True
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = open_descriptor(name, flags, 0, directory.fd)
@@ -118,7 +88,9 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
         try:
             fcntl.flock(fd, _LEASE)
         except BlockingIOError:
-            raise SegmentGone from None
+            if not locked:
+                raise SegmentGone from None
+            leased = False
         status = os.fstat(fd)
         try:
             at_name = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
@@ -128,8 +100,9 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
             raise SegmentGone
         if status.st_size < nbytes:
             raise CorruptValue(f"it holds {status.st_size:,} of the value's {nbytes:,} bytes", name)
-        if mode == COPY:
-            return _read(fd, nbytes)
+        if mode == COPY or not leased:
+            copied = _read(fd, nbytes)
+            return copied.toreadonly() if mode == READ else copied
         try:
             if mode == COW:
                 private = mmap.mmap(

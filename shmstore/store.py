@@ -24,7 +24,10 @@ from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
+from shmstore.relief import with_relief
 from shmstore.segment import READ
+from shmstore.sizes import parse_size
+from shmstore.spill import set_place
 from shmstore.store_async import AsyncCalls
 from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
 
@@ -45,18 +48,43 @@ class Store(AsyncCalls):
         root: Directory in shared memory; ``$SHMSTORE_ROOT`` or
             ``/dev/shm/shmstore-<uid>`` if not given.
         namespace: A store within the root; ``$SHMSTORE_NAMESPACE`` or "default".
+        capacity: The most bytes of shared memory that the namespace may take, as an int
+            or a size ("8GiB"); 0 for no limit but the file system's.
+        spill: A directory on disk. When shared memory runs short, values that nobody
+            views are moved there; they are read like the others.
+        pool: The most bytes of emptied segments that are kept to be written again, as
+            for ``capacity``; a quarter of the capacity or 1 GiB, whichever is less, if
+            never given.
+
+    ``capacity``, ``spill`` and ``pool`` are kept with the namespace: every process that
+    uses it obeys what was given last, and None changes nothing.
 
     Raises:
-        UnusableRoot: The place is not fit for a store.
+        UnusableRoot: The place, or ``spill``, is not fit.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str] | None = None, namespace: str | None = None
+        self,
+        root: str | os.PathLike[str] | None = None,
+        namespace: str | None = None,
+        *,
+        capacity: int | str | None = None,
+        spill: str | os.PathLike[str] | None = None,
+        pool: int | str | None = None,
     ) -> None:
-        self._given_root = None if root is None else names.check_root(root)
+        self._given_root = None if root is None else names.check_path(root, "root")
         name = names.default_namespace() if namespace is None else namespace
         names.check_name(name, "namespace")
+        limit = None if capacity is None else parse_size(capacity, "capacity")
+        pool_limit = None if pool is None else parse_size(pool, "pool")
+        spill_path = None if spill is None else names.check_path(spill, "spill")
         space = Namespace(self._given_root or names.default_root(), name)
+        if limit is not None:
+            space.ledger.set_capacity(limit)
+        if pool_limit is not None:
+            space.set_pool_limit(pool_limit)
+        if spill_path is not None:
+            set_place(space, spill_path)
         self._dags = OpenDags(space)
         self._root, self._namespace = space.root, space.name
 
@@ -110,9 +138,7 @@ class Store(AsyncCalls):
                     return entry
         noted = [encode_id(dep, "a dep") for dep in several(deps, "deps")]
         encoded = codecs.encode(value)
-        change, entry = stored.prepare(dags, dag_id, id, key, value, encoded, noted)
-        dags.write(dag_id, commit, (change,), overwrite)
-        return entry
+        return stored.store(dags, dag_id, [(id, key, value, encoded, noted)], overwrite)[0]
 
     def put_many(
         self, dag_id: str, values: Mapping[str, Any], *, overwrite: bool = True
@@ -136,14 +162,8 @@ class Store(AsyncCalls):
             raise TypeError(f"values must be a mapping, not {type(values).__name__}")
         # Taken over once, as what is given may be a Dag that others write to.
         items = {encode_id(id, "id"): (id, value) for id, value in values.items()}
-        encoded = [codecs.encode(value) for _, value in items.values()]
-        prepared = [
-            stored.prepare(self._dags, dag_id, id, key, value, one, ())
-            for (key, (id, value)), one in zip(items.items(), encoded, strict=True)
-        ]
-        if prepared:
-            self._dags.write(dag_id, commit, [change for change, _ in prepared], overwrite)
-        return [entry for _, entry in prepared]
+        encoded = [(id, key, value, codecs.encode(value), ()) for key, (id, value) in items.items()]
+        return stored.store(self._dags, dag_id, encoded, overwrite) if encoded else []
 
     # --- Getting -------------------------------------------------------------------
 
@@ -235,7 +255,10 @@ class Store(AsyncCalls):
         changes = _deletes(keys)
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
-        if changes and self._dags.read(dag_id, _commit_deletes, changes) is None:
+        dags = self._dags
+        if changes and not with_relief(
+            dags.space, lambda: dags.read(dag_id, _commit_deletes, changes)
+        ):
             raise NotFound(dag_id, changes[0][KEY].decode())
 
     def take(self, dag_id: str, id: str) -> Any:
@@ -254,7 +277,8 @@ class Store(AsyncCalls):
             record, view = found
             value = decoded(dag_id, id, record.codec, record.meta, view)
             try:
-                if self._dags.read(dag_id, _commit_deletes, _deletes([key]), record):
+                changes = _deletes([key])
+                if self._dags.read(dag_id, _commit_deletes, changes, record):
                     return value
             except (Replaced, NotFound):
                 continue  # somebody else was faster

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import time_ns
-from typing import Any
+from typing import Any, TypeAlias
 
-from shmstore import codecs, names, provenance, reading, segment
+from shmstore import codecs, names, provenance, reading, segment, writing
 from shmstore.codecs.plain import PLAIN
-from shmstore.commit import Change
+from shmstore.commit import WRITTEN, Change, commit
 from shmstore.entry import INLINE, Entry
 from shmstore.errors import CorruptValue
 from shmstore.manifest import Manifest
 from shmstore.opened import OpenDags
 from shmstore.provenance import build_meta, codec_meta, this_process, type_name
 from shmstore.reading import peek
-from shmstore.record import LARGEST, PUT, Record, key_hash, middle
+from shmstore.record import LARGEST, PUT, SPILLED, Record, key_hash, middle
+from shmstore.relief import with_relief
+from shmstore.retired import segment_place
 from shmstore.segment import READ
 
 #: Payloads up to this many bytes lie in the log and are copied out by get; larger
@@ -30,27 +32,62 @@ _ROUNDS = 16
 _new = tuple.__new__  # a third of what calling a named tuple's class costs
 
 
-def prepare(
+#: A value to be stored: id, its bytes, value, what it was encoded to, bytes of its deps.
+Item: TypeAlias = tuple[str, bytes, Any, codecs.Encoded, Sequence[bytes]]
+
+
+def store(
     dags: OpenDags,
     dag_id: str,
-    id: str,
-    key: bytes,
-    value: Any,
-    encoded: codecs.Encoded,
-    deps: Sequence[bytes],
-) -> tuple[Change, Entry]:
-    """Writes a payload, if it is large, and makes the parts of its record.
+    items: Sequence[Item],
+    overwrite: bool = True,
+    origin: str | None = None,
+) -> list[Entry]:
+    """Stores values of one DAG, all or none; makes room if there is too little.
+
+    Args:
+        dags: The open DAGs.
+        dag_id: The DAG.
+        items: The values.
+        overwrite: If False, an id that has a value is refused.
+        origin: The node that the values were fetched from, None for those of this host.
+
+    Raises:
+        EntryExists: As said. Nothing was changed.
+        StoreFull: No room. Nothing was changed.
+    """
+    return with_relief(dags.space, lambda: _store(dags, dag_id, items, overwrite, origin))
+
+
+def _store(
+    dags: OpenDags, dag_id: str, items: Sequence[Item], overwrite: bool, origin: str | None
+) -> list[Entry]:
+    changes: list[Change] = []
+    done = False
+    try:
+        entries = [_prepare(dags, dag_id, item, origin, changes) for item in items]
+        dags.write(dag_id, commit, changes, overwrite)
+        done = True
+    finally:
+        for change in changes:
+            written = change[WRITTEN]
+            if written is not None:
+                written.end(done)
+    return entries
+
+
+def _prepare(
+    dags: OpenDags, dag_id: str, item: Item, origin: str | None, changes: list[Change]
+) -> Entry:
+    """Writes a payload, if it is large, and adds the parts of its record to ``changes``.
 
     Nobody sees anything of it until the change is committed. If the process dies
     before that, the kernel frees what was written.
-
-    Raises:
-        StoreFull: No room for the payload.
     """
-    codec, own_meta, parts, nbytes = encoded
+    id, key, value, (codec, own_meta, parts, nbytes), deps = item
     kind = type(value)
-    meta = build_meta(own_meta, kind, deps)
-    number, file, location = 0, None, INLINE
+    meta = build_meta(own_meta, kind, deps, origin)
+    number, written, location = 0, None, INLINE
     if nbytes <= INLINE_LIMIT:
         payload = parts[0] if len(parts) == 1 else b"".join(parts)
         rest = middle(key, meta, payload)
@@ -58,10 +95,14 @@ def prepare(
         rest = middle(key, meta)
         number = names.new_segment_number()
         location = names.segment_name(number)
-        file = segment.write(dags.space.directory, parts, nbytes)
+        space = dags.space
+        written = writing.write(space, parts, nbytes, space.directory)
+    now = time_ns()
+    changes.append(
+        (PUT, codec, 0, key, key_hash(key), len(meta), rest, nbytes, number, written, now)
+    )
     if len(rest) > LARGEST:
         raise ValueError(f"what is to be noted of value {id!r}, its deps, is too large")
-    now = time_ns()
     entry = (
         dag_id,
         id,
@@ -71,13 +112,10 @@ def prepare(
         location,
         now,
         this_process(),
-        None,
+        origin,
         tuple([dep.decode() for dep in deps]) if deps else (),
     )
-    return (
-        (PUT, codec, 0, key, key_hash(key), len(meta), rest, nbytes, number, file, now),
-        _new(Entry, entry),
-    )
+    return _new(Entry, entry)
 
 
 def find_quickly(manifest: Manifest, key: bytes) -> tuple[int, bytes, memoryview] | None:
@@ -92,8 +130,9 @@ def find_quickly(manifest: Manifest, key: bytes) -> tuple[int, bytes, memoryview
     codec, meta, payload, number, nbytes = seen
     if not number:
         return codec, meta, memoryview(payload)
+    name = names.segment_name(number)
     try:
-        return codec, meta, segment.attach(manifest.directory, number, nbytes)
+        return codec, meta, segment.attach(manifest.directory, name, number, nbytes)
     except (segment.SegmentGone, OSError):
         return None
 
@@ -112,15 +151,19 @@ def find(dags: OpenDags, dag_id: str, key: bytes, mode: str) -> tuple[Record, me
     return dags.read(dag_id, _find_under_lock, key, mode)
 
 
-def _find(manifest: Manifest, key: bytes, mode: str) -> tuple[Record, memoryview] | None:
+def _find(
+    manifest: Manifest, key: bytes, mode: str, locked: bool = False
+) -> tuple[Record, memoryview] | None:
     stored = reading.find(manifest, key)
     if stored is None:
         return None
-    if not stored.segment:
+    number = stored.segment
+    if not number:
         payload = stored.payload
         return stored, memoryview(payload if mode == READ else bytearray(payload))
     try:
-        attached = segment.attach(manifest.directory, stored.segment, stored.nbytes, mode)
+        place, name = segment_place(manifest, number, stored.flags)
+        attached = segment.attach(place, name, number, stored.nbytes, mode, locked=locked)
     except OSError as error:
         raise manifest.converted(error) from error
     except segment.SegmentGone:
@@ -134,7 +177,7 @@ def _find_under_lock(manifest: Manifest, key: bytes, mode: str) -> tuple[Record,
 
     def look() -> tuple[Record, memoryview] | None:
         reading.find_settled(manifest, key)
-        return _find(manifest, key, mode)
+        return _find(manifest, key, mode, locked=True)
 
     try:
         return manifest.guarded(look)
@@ -166,9 +209,16 @@ def entry_of(dag_id: str, stored: Record) -> Entry:
         codecs.NAMES.get(stored.codec, str(stored.codec)),
         kind,
         stored.nbytes,
-        names.segment_name(stored.segment) if stored.segment else INLINE,
+        location(stored),
         stored.created_ns,
         by,
         origin,
         deps,
     )
+
+
+def location(stored: Record) -> str:
+    """Where a value's payload lies: "inline", or its segment's name."""
+    if not stored.segment:
+        return INLINE
+    return names.segment_name(stored.segment, spilled=bool(stored.flags & SPILLED))

@@ -15,6 +15,7 @@ import pytest
 import shmstore
 from shmstore import index, lock, log
 from shmstore.descriptor import Descriptor
+from shmstore.ledger import Ledger
 from shmstore.lock import Lock
 from tests import reading_files
 
@@ -36,11 +37,13 @@ def test_a_log_that_finds_no_room_after_the_index_has_grown(
     extend = log.Log.extend
     refused: list[int] = []
 
-    def full_once(self: log.Log, directory: Descriptor, need: int, headroom: int) -> log.Log:
+    def full_once(
+        self: log.Log, directory: Descriptor, need: int, headroom: int, ledger: Ledger
+    ) -> log.Log:
         if not refused:
             refused.append(need)
             raise shmstore.StoreFull("shared memory")
-        return extend(self, directory, need, headroom)
+        return extend(self, directory, need, headroom, ledger)
 
     monkeypatch.setattr(log.Log, "extend", full_once)
     new = {f"new-{n}": "x" * 900 for n in range(60)}

@@ -37,7 +37,7 @@ def _work(root: str) -> None:
 def test_both_ways_write_the_same_files(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence of puts leaves the same log, index and control page, whichever way it takes."""
     taken = {"small": 0, "general": 0}
-    put_small, prepare = store.put_small, stored.prepare
+    put_small, prepare = store.put_small, stored._prepare
 
     def counted(*args: Any) -> Any:
         entry = put_small(*args)
@@ -55,7 +55,7 @@ def test_both_ways_write_the_same_files(root: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("shmstore.store.time.time_ns", lambda: 1)
     # One generation for both, on which the records' checksums depend.
     monkeypatch.setattr(os, "urandom", lambda size: bytes([1]) * size)
-    monkeypatch.setattr(stored, "prepare", prepared)
+    monkeypatch.setattr(stored, "_prepare", prepared)
     monkeypatch.setattr(store, "put_small", counted)
     _work(f"{root}/one")
     assert taken["small"] > 2000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shmstore import files, index, record
 from shmstore.descriptor import Descriptor
 from shmstore.index import FIRST_HOMES, Index, IndexDamagedError
+from shmstore.ledger import Ledger
 
 GENERATION = 0x1234_5678_9ABC_DEF0_1122_3344_5566_7788
 # Few distinct homes, whole collisions, and homes at the very end of the table.
@@ -97,11 +98,16 @@ def test_entries_of_a_built_table(keys: list[int]) -> None:
     assert sorted(zip(got_hashes.tolist(), got_offsets.tolist(), strict=True)) == pairs
 
 
+def _ledger(directory: Descriptor) -> Ledger:
+    """The account of a namespace without a capacity."""
+    return Ledger(directory, memoryview(bytearray(record.PAGE)).cast("Q"), "a namespace")
+
+
 def test_a_file_is_what_was_built(directory: Descriptor) -> None:
     """Written and mapped again, the index has its keys, its counts and no holes."""
     keys = np.arange(300, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     offsets = np.arange(300, dtype=np.uint64) * 8 + record.PAGE
-    index.create(directory, 3, GENERATION, keys, offsets, FIRST_HOMES, "create")
+    index.create(directory, 3, GENERATION, keys, offsets, FIRST_HOMES, "create", _ledger(directory))
     made = Index.open(directory, 3, GENERATION)
     got_hashes, got_offsets = made.entries()
     assert dict(zip(got_hashes.tolist(), got_offsets.tolist(), strict=True)) == dict(
@@ -116,7 +122,9 @@ def test_a_file_is_what_was_built(directory: Descriptor) -> None:
 def test_a_file_of_another_dag_or_number_is_refused(directory: Descriptor) -> None:
     """An index is tied to its DAG's generation and to its own number."""
     nothing = np.empty(0, dtype=np.uint64)
-    index.create(directory, 3, GENERATION, nothing, nothing, FIRST_HOMES, "create")
+    index.create(
+        directory, 3, GENERATION, nothing, nothing, FIRST_HOMES, "create", _ledger(directory)
+    )
     os.link("index.3", "index.4", src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     for number, generation in ((3, GENERATION + 1), (4, GENERATION)):
         with pytest.raises(index.CorruptValue, match="another DAG"):
@@ -133,7 +141,9 @@ def test_a_file_of_another_dag_or_number_is_refused(directory: Descriptor) -> No
 def test_a_wrong_tag_is_damage(directory: Descriptor) -> None:
     """A slot whose tag does not fit its hash and offset is not read as an entry."""
     one = np.array([5], dtype=np.uint64)
-    index.create(directory, 3, GENERATION, one, one * 8192, FIRST_HOMES, "create")
+    index.create(
+        directory, 3, GENERATION, one, one * 8192, FIRST_HOMES, "create", _ledger(directory)
+    )
     made = Index.open(directory, 3, GENERATION)
     made.slots[5 * 2 + 1] ^= 1 << 30
     with pytest.raises(IndexDamagedError):

@@ -1,0 +1,199 @@
+"""Emptied segments, kept to be written again: filling warm memory is several times faster.
+
+A segment that no record names any more goes to ``pool`` under a name that says its size
+and when. Whoever takes it out again, to use it or to free it, first locks it
+exclusively, on a description of its own, and looks whether it still is the file at that
+name. A view of the old value is a shared lock on the same file: while there is one, the
+lock is refused and the segment stays where it is.
+
+What is freed is cut to nothing before it loses its name. So a mapping that a process
+keeps warm does not hold the memory (``warm``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import time
+
+from shmstore import files, names
+from shmstore.crashpoints import reach
+from shmstore.descriptor import Descriptor
+from shmstore.forked import here, refused
+from shmstore.ledger import whole_pages
+from shmstore.lock import between_forks
+from shmstore.namespace import Namespace
+
+#: Segments smaller than this are freed at once: making a new one costs no more.
+SMALLEST = 256 << 10
+#: Seconds after which an emptied segment is freed.
+KEPT_S = 300
+
+_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
+_MOST_TRIES = 8
+_MOST_FILES = 256
+
+
+class Claimed:
+    """An emptied segment that is ours to write, as long as ``file`` is open.
+
+    Attributes:
+        file: The open file, locked.
+        name: Its name in the pool.
+    """
+
+    __slots__ = ("file", "name")
+
+    def __init__(self, file: Descriptor, name: str) -> None:
+        self.file = file
+        self.name = name
+
+
+def claim(space: Namespace, nbytes: int) -> Claimed | None:
+    """An emptied segment that suits a payload of ``nbytes``, or None.
+
+    If the process dies while it has it, the segment is in the pool as before.
+    """
+    fitting, smaller = [], []
+    for name, size, _ in _listed(space):
+        if nbytes <= size <= 2 * nbytes:
+            fitting.append((size, random.random(), name))
+        elif nbytes // 2 <= size < nbytes:
+            smaller.append((-size, random.random(), name))
+    for _, _, name in [*sorted(fitting), *sorted(smaller)][:_MOST_TRIES]:
+        file = take(space.pool, name)
+        if file is not None:
+            return Claimed(file, name)
+    return None
+
+
+def take(directory: Descriptor, name: str) -> Descriptor | None:
+    """Locks a segment that no record names; None if it is viewed, or others were faster.
+
+    The look at the name comes after the lock: in between it may have been claimed,
+    written and stored under another name.
+    """
+    return between_forks(_take, directory, name)
+
+
+def _take(directory: Descriptor, name: str) -> Descriptor | None:
+    try:
+        file = Descriptor.open(name, os.O_RDWR, within=directory.fd, inherit=False)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file.fd, _LOCK)
+        at_name = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+    except (BlockingIOError, FileNotFoundError):
+        file.close()
+        return None
+    if (at_name.st_dev, at_name.st_ino) != (file.device, file.inode):
+        file.close()
+        return None
+    file.size = at_name.st_size
+    return file
+
+
+def retire(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> None:
+    """Takes in a segment that no record names any more, or frees it.
+
+    Args:
+        space: The namespace.
+        directory: The DAG's.
+        name: The segment's name there; somebody else may have retired it already.
+        nbytes: Its size.
+
+    If the process dies before it, the segment is an orphan, which a sweep retires.
+    """
+    limit = space.pool_limit if nbytes >= SMALLEST else 0
+    if nbytes > limit:
+        discard(space, directory, name, nbytes)
+        return
+    aside = names.pooled_name(nbytes, int(time.clock_gettime(time.CLOCK_BOOTTIME)))
+    try:
+        space.ledger.still(files.rename, name, directory, aside, space.pool)
+    except FileNotFoundError:
+        return
+    reach("pool:retired")
+    trim(space, limit)
+
+
+def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> None:
+    """Frees a segment that no record names any more. Views that are held keep theirs."""
+    recounts = space.ledger.recounts
+    if nbytes >= SMALLEST:
+        file = take(directory, name)
+        if file is not None:
+            _empty(file)
+            file.close()
+    if here.lost:
+        raise refused()
+    try:
+        os.unlink(name, dir_fd=directory.fd)
+    except FileNotFoundError:
+        return  # whoever was faster gives it back
+    space.ledger.give_back(nbytes, recounts)
+
+
+def _empty(file: Descriptor) -> None:
+    if here.lost:
+        raise refused()
+    os.ftruncate(file.fd, 0)
+    reach("pool:emptied")
+
+
+def trim(space: Namespace, limit: int, before_s: float = 0.0) -> int:
+    """Frees emptied segments, the oldest first, until at most ``limit`` bytes are left.
+
+    Those that are viewed stay, and count.
+
+    Args:
+        space: The namespace.
+        limit: Bytes to be left.
+        before_s: Frees those emptied before this time (CLOCK_BOOTTIME) in any case.
+
+    Returns:
+        Bytes freed.
+    """
+    listed = sorted(_listed(space), key=lambda found: found[2])
+    total = sum(size for _, size, _ in listed)
+    count = len(listed)
+    freed = 0
+    for name, size, emptied_s in listed:
+        if total <= limit and count <= _MOST_FILES and emptied_s >= before_s:
+            break
+        nbytes = free(space, name)
+        if nbytes is not None:
+            total -= size
+            count -= 1
+            freed += nbytes
+    return freed
+
+
+def free(space: Namespace, name: str) -> int | None:
+    """Frees one emptied segment; its bytes, or None if it is viewed or gone.
+
+    If the process dies here, the segment is empty and still in the pool.
+    """
+    recounts = space.ledger.recounts
+    file = take(space.pool, name)
+    if file is None:
+        return None
+    try:
+        _empty(file)
+        files.unlink(space.pool, name)
+    finally:
+        file.close()
+    space.ledger.give_back(file.size, recounts)
+    return whole_pages(file.size)
+
+
+def _listed(space: Namespace) -> list[tuple[str, int, int]]:
+    """Name, size and time of each emptied segment."""
+    found = []
+    for name in os.listdir(space.pool.fd):
+        facts = names.parse_pooled_name(name)
+        if facts is not None:
+            found.append((name, *facts))
+    return found

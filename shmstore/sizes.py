@@ -1,0 +1,51 @@
+"""Sizes as people write them: "8GiB", "500 MB". Pure."""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp]?)(i?)b?)?\s*", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_LARGEST = 1 << 62
+
+
+def parse_size(value: object, what: str) -> int:
+    """The bytes of a size.
+
+    Args:
+        value: An int, or a str: a number and optionally a unit, with powers of 1024
+            ("KiB", "MiB", ...) or 1000 ("kB", "MB", ...). A lone letter ("8G") is a
+            power of 1024.
+        what: The argument's name, for the error's sentence.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is negative, too large, or no size.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(
+            f"{what} must be bytes as int or a size such as '8GiB', not "
+            f"{type(value).__name__}: {value!r:.80}"
+        )
+    if isinstance(value, int):
+        nbytes = value
+    else:
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise ValueError(f"{what} must be a size such as '8GiB' or '500MB', not {value!r:.80}")
+        number, unit, binary = match[1], (match[2] or "").lower(), match[3]
+        decimal = unit and not binary and value.strip().lower().endswith("b")
+        nbytes = round(float(number) * (1000 if decimal else 1024) ** _POWERS[unit])
+    if not 0 <= nbytes < _LARGEST:
+        raise ValueError(f"{what} must lie between 0 and 4 EiB, not {value!r:.80}")
+    return nbytes
+
+
+def show_size(nbytes: int) -> str:
+    """A size for people, with three digits: "7.45 GiB"."""
+    size = float(nbytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size < 1024 or unit == "PiB":
+            break
+        size /= 1024
+    return f"{nbytes:,} bytes" if unit == "bytes" else f"{size:.3g} {unit}"

@@ -1,0 +1,196 @@
+"""Values on disk: segments that made room in shared memory, read by the same code.
+
+``spill`` in the namespace's directory is a symbolic link to a directory on disk that
+was made for this namespace alone. In it each DAG has a directory named by its
+generation, so that a DAG's successor never meets its files. A spilled segment gets its
+name under the DAG's lock and is listed by the DAG's log, like one in shared memory, and
+is never written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from shmstore import files, names
+from shmstore.crashpoints import reach
+from shmstore.descriptor import Descriptor
+from shmstore.errors import UnusableRoot
+from shmstore.forked import here, refused
+from shmstore.lock import LockLost
+from shmstore.manifest import Manifest
+from shmstore.namespace import Namespace, boot_id
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_OWNER = ".json"  # beside the directory: whose it is
+
+
+def place(space: Namespace) -> str | None:
+    """The namespace's own directory on disk, or None if it does not spill."""
+    try:
+        return os.readlink(names.SPILL, dir_fd=space.directory.fd)
+    except FileNotFoundError:
+        return None
+
+
+def set_place(space: Namespace, path: str) -> None:
+    """Makes a namespace spill to a directory of its own in ``path``, for all processes.
+
+    If the process dies here, a directory on disk is left that the next call with the
+    same path removes.
+
+    Raises:
+        UnusableRoot: The path is not fit, or the namespace has values spilled elsewhere.
+    """
+    path = os.path.abspath(path)
+    try:
+        space.lifecycle.run(_set_place, (space, path))
+    except LockLost:
+        raise UnusableRoot(space.path, "it has been removed while it was in use") from None
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise UnusableRoot(
+            path, f"values cannot be spilled there: {os.strerror(error.errno or 0).lower()}"
+        ) from error
+
+
+def _set_place(order: tuple[Namespace, str]) -> None:
+    space, path = order
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    present = place(space)
+    if present is not None and os.path.dirname(present) == path and os.path.isdir(present):
+        return
+    _try_out(path)
+    if present is not None:
+        try:
+            # Fails if a DAG has a directory in it, also one that is being made just now.
+            os.rmdir(present)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UnusableRoot(
+                path,
+                f"namespace {space.name!r} has values spilled to {os.path.dirname(present)}; "
+                "clear those DAGs first, or go on spilling there",
+            ) from error
+        os.unlink(present + _OWNER)
+    _remove_stale(space, path)
+    own = os.path.join(path, f"shmstore-{os.geteuid()}-{os.urandom(8).hex()}")
+    with open(own + _OWNER, "x", encoding="utf-8") as file:
+        json.dump(_owner(space), file)
+    reach("spill:owned")
+    os.mkdir(own, 0o700)
+    reach("spill:made")
+    link = f".{names.SPILL}-{os.urandom(8).hex()}"
+    os.symlink(own, link, dir_fd=space.directory.fd)
+    files.rename(link, space.directory, names.SPILL, space.directory)
+    reach("spill:linked")
+
+
+def _try_out(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise UnusableRoot(
+            path,
+            "values cannot be spilled there: its file system cannot make files without a name "
+            f"({os.strerror(error.errno or 0).lower()})",
+        ) from error
+
+
+def _owner(space: Namespace) -> dict[str, object]:
+    status = os.fstat(space.directory.fd)
+    return {
+        "boot_id": f"{boot_id():032x}",
+        "path": space.path,
+        "device": status.st_dev,
+        "inode": status.st_ino,
+    }
+
+
+def _remove_stale(space: Namespace, path: str) -> None:
+    """Removes what namespaces that are gone have left in ``path``.
+
+    Gone are those of an earlier start of the machine, and those that stood where this
+    namespace stands now. Of others nothing can be known: they may be in other containers.
+    """
+    me = _owner(space)
+    for name in os.listdir(path):
+        if not (name.startswith(f"shmstore-{os.geteuid()}-") and name.endswith(_OWNER)):
+            continue
+        try:
+            with open(os.path.join(path, name), encoding="utf-8") as file:
+                owner = json.load(file)
+            here_before = all(owner[key] == me[key] for key in ("path", "device"))
+            own = os.path.join(path, name.removesuffix(_OWNER))
+            if (owner["boot_id"] != me["boot_id"] or here_before) and own != place(space):
+                shutil.rmtree(own, ignore_errors=True)
+                os.unlink(own + _OWNER)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being removed by somebody else, or none of ours
+
+
+def generations(space: Namespace) -> list[int]:
+    """The generations of the DAGs that have a directory on disk."""
+    at = place(space)
+    return [] if at is None else [int(name, 16) for name in _generations(at)]
+
+
+def _generations(path: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(path) if names.is_generation(name)]
+    except FileNotFoundError:
+        return []
+
+
+def dag_directory(manifest: Manifest) -> Descriptor:
+    """The open directory on disk of a DAG, made if need be.
+
+    Raises:
+        UnusableRoot: It cannot be reached.
+    """
+    found = manifest.spilled
+    if found is not None and found.intact():
+        return found
+    at = place(manifest.space)
+    if at is None:
+        raise UnusableRoot(
+            manifest.space.path, "it has spilled values, but its link to them is gone"
+        )
+    name = names.generation_name(manifest.generation)
+    try:
+        whole = Descriptor.open(at, _DIRECTORY)
+        try:
+            if here.lost:
+                raise refused()
+            try:
+                os.mkdir(name, 0o700, dir_fd=whole.fd)
+            except FileExistsError:
+                pass
+            manifest.spilled = Descriptor.open(name, _DIRECTORY, within=whole.fd)
+        finally:
+            whole.close()
+    except OSError as error:
+        raise UnusableRoot(
+            at,
+            "the values that were spilled there cannot be reached: "
+            f"{os.strerror(error.errno or 0).lower()}",
+        ) from error
+    return manifest.spilled
+
+
+def remove(manifest: Manifest, number: int) -> None:
+    """Removes a spilled segment that no record names any more."""
+    files.unlink(dag_directory(manifest), names.segment_name(number, spilled=True))
+
+
+def remove_generation(space: Namespace, generation: int) -> None:
+    """Removes all that was spilled of a DAG that has been cleared.
+
+    What a death leaves here is removed by the next sweep.
+    """
+    at = place(space)
+    if at is not None:
+        shutil.rmtree(os.path.join(at, names.generation_name(generation)), ignore_errors=True)

@@ -1,0 +1,192 @@
+"""A payload on its way into a segment: written before the lock, given its name under it.
+
+New memory has no name until then (``O_TMPFILE``): if its writer dies, the kernel frees
+it. Reused memory (``pool``) has the name of an emptied segment until then, and its
+writer's exclusive lock: if the writer dies, it is an emptied segment again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+
+from shmstore import files, pool, warm
+from shmstore.crashpoints import reach
+from shmstore.descriptor import Descriptor
+from shmstore.errors import UnusableRoot
+from shmstore.forked import here, refused
+from shmstore.ledger import Reservation, whole_pages
+from shmstore.lock import between_forks
+from shmstore.namespace import Namespace
+from shmstore.pool import Claimed
+
+# Payloads from this size on are held against what is free before they are written,
+# so that a value which cannot fit does not drive others into a full file system.
+_CHECKED_FIRST = 1 << 20
+
+
+class Written:
+    """A segment that holds a payload and is no value yet.
+
+    Dropping it without ``end`` frees it, or leaves it in the pool; only the account
+    of a capacity stays too high until the process ends or calls ``end``.
+    """
+
+    __slots__ = ("_claimed", "_file", "_named", "_reserved", "_space")
+
+    def __init__(
+        self,
+        space: Namespace,
+        file: Descriptor,
+        reserved: Reservation | None,
+        claimed: str | None = None,
+    ) -> None:
+        self._space = space
+        self._file = file
+        self._reserved = reserved
+        self._claimed = claimed
+        self._named = False
+
+    def name(self, directory: Descriptor, name: str) -> None:
+        """Gives it its name in a directory. Under the DAG's lock, before the commit point.
+
+        If the process dies after it, the segment is an orphan.
+        """
+        file = self._file
+        if not file.ours():
+            raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
+        if here.lost:
+            raise refused()
+        self._named = True
+        if self._claimed is None:
+            source = f"/proc/self/fd/{file.fd}"
+            os.link(source, name, dst_dir_fd=directory.fd, follow_symlinks=True)
+            return
+        self._space.ledger.still(files.rename, self._claimed, self._space.pool, name, directory)
+
+    def open_to_readers(self) -> None:
+        """Ends the writer's claim: out of the pool, nobody else claims it any more."""
+        if self._claimed is not None:
+            fcntl.flock(self._file.fd, fcntl.LOCK_UN)
+
+    def take_back(self, directory: Descriptor, name: str) -> None:
+        """Undoes ``name``, if it has begun, before the commit point."""
+        if not self._named:
+            return  # the name may be that of the parent which forked this process
+        self._named = False
+        if self._claimed is None:
+            files.unlink(directory, name)
+            return
+        try:
+            self._space.ledger.still(files.rename, name, directory, self._claimed, self._space.pool)
+        except FileNotFoundError:
+            pass
+
+    def flush(self) -> None:
+        """Writes it to the disk, so that one that is full or failing says so now."""
+        try:
+            os.fdatasync(self._file.fd)
+            os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise _converted(error, 0, self._file) from error
+
+    def end(self, stored: bool) -> None:
+        """Lets go of the file, and settles what was reserved. After the DAG's lock.
+
+        Args:
+            stored: True if it has become a value.
+        """
+        self._file.close()
+        if stored:
+            self._space.ledger.settle(self._reserved)
+        else:
+            self._space.ledger.cancel(self._reserved)
+        self._reserved = None
+
+
+def write(
+    space: Namespace, parts: Sequence[memoryview | bytes], nbytes: int, directory: Descriptor
+) -> Written:
+    """Writes a payload into a new segment, or one of the pool.
+
+    Straight from the value's own memory: one copy in all.
+
+    Args:
+        space: The namespace.
+        parts: One-dimensional views of bytes.
+        nbytes: Their size.
+        directory: Any directory of the file system on which the segment is to be.
+
+    Raises:
+        StoreFull: There is no room for it.
+    """
+    try:
+        if nbytes >= pool.SMALLEST and directory is space.directory:
+            claimed = pool.claim(space, nbytes)
+            if claimed is not None:
+                return _reuse(space, claimed, parts, nbytes)
+        return _write_new(space, parts, nbytes, directory)
+    except OSError as error:
+        raise _converted(error, nbytes, directory) from error
+
+
+def _converted(error: OSError, nbytes: int, place: Descriptor) -> Exception:
+    full = files.store_full(error, nbytes, place.fd)
+    return full or UnusableRoot("the namespace", str(error))
+
+
+def _write_new(
+    space: Namespace, parts: Sequence[memoryview | bytes], nbytes: int, directory: Descriptor
+) -> Written:
+    reserved = space.ledger.reserve(nbytes) if directory is space.directory else None
+    file = None
+    try:
+        if nbytes >= _CHECKED_FIRST:
+            files.check_free(directory, nbytes)
+        file = between_forks(
+            Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
+        )
+        reach("segment:opened")
+        files.write_all(file.fd, parts)
+        reach("segment:written")
+    except BaseException:
+        if file is not None:
+            file.close()
+        space.ledger.cancel(reserved)
+        raise
+    return Written(space, file, reserved)
+
+
+def _reuse(
+    space: Namespace, claimed: Claimed, parts: Sequence[memoryview | bytes], nbytes: int
+) -> Written:
+    file, ledger = claimed.file, space.ledger
+    reserved = None
+    try:
+        reach("pool:claimed")
+        size = file.size
+        if size > nbytes:
+            recounts = ledger.recounts
+            if here.lost:
+                raise refused()
+            os.ftruncate(file.fd, nbytes)
+            ledger.give_back(whole_pages(size) - whole_pages(nbytes), recounts)
+        elif size < nbytes:
+            more = whole_pages(nbytes) - whole_pages(size)
+            reserved = ledger.reserve(more)
+            files.check_free(space.directory, more)
+        warmed = (
+            size >= nbytes >= warm.SMALLEST
+            and not here.lost
+            and warm.fill(space.pool, claimed.name, file, parts, nbytes)
+        )
+        if not warmed:
+            files.write_all(file.fd, parts)
+        reach("pool:written")
+    except BaseException:
+        file.close()
+        ledger.cancel(reserved)
+        raise
+    return Written(space, file, reserved, claimed.name)
