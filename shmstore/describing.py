@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 
-from shmstore import codecs, lifecycle, names, provenance, reading, segment
+from shmstore import codecs, lifecycle, names, pool, provenance, reading, segment, spill
 from shmstore.entry import DagInfo, Explanation, StoreStats
 from shmstore.errors import StoreError
 from shmstore.manifest import Manifest, Superseded
@@ -72,4 +72,7 @@ def stats(space: Namespace) -> StoreStats:
         file_system_bytes=status.f_blocks * status.f_frsize,
         free_bytes=status.f_bavail * status.f_frsize,
         damaged=tuple(dag.dag_id for dag in dags if dag.fault),
+        capacity=space.ledger.capacity or None,
+        pool_bytes=pool.kept(space),
+        spill=spill.place(space),
     )

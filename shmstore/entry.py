@@ -140,6 +140,9 @@ class StoreStats:
         file_system_bytes: Size of the root's file system.
         free_bytes: What is free of it.
         damaged: DAGs that cannot be read.
+        capacity: The most bytes of shared memory that it may take, None for no limit.
+        pool_bytes: Emptied segments that are kept for reuse.
+        spill: The directory on disk to which values are moved, or None.
     """
 
     root: str
@@ -154,3 +157,6 @@ class StoreStats:
     file_system_bytes: int
     free_bytes: int
     damaged: tuple[str, ...]
+    capacity: int | None
+    pool_bytes: int
+    spill: str | None

@@ -165,6 +165,8 @@ class Ledger:
 
     def set_capacity(self, nbytes: int) -> None:
         """Limits the namespace for all processes; 0 for no limit."""
+        if self._control[CAPACITY] == nbytes:
+            return
 
         def change() -> None:
             self._control[CAPACITY] = nbytes
@@ -226,6 +228,7 @@ class Ledger:
             finally:
                 place.close()
             fcntl.flock(self._note.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._control[USED] += _PAGE
         files.write_all(self._note.fd, [total.to_bytes(8, "little")])
 
     def _after_fork(self) -> None:

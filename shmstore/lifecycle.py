@@ -124,8 +124,14 @@ def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:
     log.create(directory, 1, generation, [], 0, "create", space.ledger)
     homes = index.FIRST_HOMES
     index.create(directory, 1, generation, nothing, nothing, homes, "create", space.ledger)
-    file = files.create_file(directory, names.MANIFEST)
-    files.write_all(file.fd, [bytes(page)])
+    reserved = space.ledger.reserve(len(page))
+    try:
+        file = files.create_file(directory, names.MANIFEST)
+        files.write_all(file.fd, [bytes(page)])
+    except BaseException:
+        space.ledger.cancel(reserved)
+        raise
+    space.ledger.settle(reserved)
 
 
 def clear_dag(space: Namespace, dag_id: str) -> bool:

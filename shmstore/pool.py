@@ -189,6 +189,11 @@ def free(space: Namespace, name: str) -> int | None:
     return whole_pages(file.size)
 
 
+def kept(space: Namespace) -> int:
+    """Bytes of emptied segments that are in the pool."""
+    return sum(size for _, size, _ in _listed(space))
+
+
 def _listed(space: Namespace) -> list[tuple[str, int, int]]:
     """Name, size and time of each emptied segment."""
     found = []

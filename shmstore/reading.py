@@ -20,7 +20,9 @@ from shmstore.log import Log
 from shmstore.manifest import Manifest
 from shmstore.record import (
     CHECKPOINT,
+    CREATED_WORD,
     CURRENT,
+    FLAGS_SHIFT,
     HEAD_SIZE,
     INDEXED,
     LENGTH_WORD,
@@ -29,6 +31,7 @@ from shmstore.record import (
     PUT,
     SEGMENT_WORD,
     SMALLEST,
+    SPILLED,
     STATE,
     TAG,
     TAIL,
@@ -200,6 +203,13 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
         CorruptValue: A record fails its check.
     """
     log, offsets, newer = _snapshot(manifest)
+    if _within(log, offsets):
+        words = np.frombuffer(log.words, dtype=np.uint64)
+        at = offsets >> np.uint64(3)
+        if (words[at + np.uint64(LENGTH_WORD)] & np.uint64(SPILLED << FLAGS_SHIFT)).any():
+            # Moving a value to disk wrote its record anew, at another place.
+            created = words[at + np.uint64(CREATED_WORD)]
+            offsets = offsets[np.argsort(created, kind="stable")]
     if newest_first:
         offsets = offsets[::-1]
     return _read_each(manifest, log, offsets, newer)
@@ -208,10 +218,15 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
 def segment_records(manifest: Manifest) -> Iterator[Record]:
     """The live records whose payloads are in segments, as of now."""
     log, offsets, newer = _snapshot(manifest)
-    if len(offsets):
+    if _within(log, offsets):
         words = np.frombuffer(log.words, dtype=np.uint64)
         offsets = offsets[words[(offsets >> np.uint64(3)) + np.uint64(SEGMENT_WORD)] != 0]
     return _read_each(manifest, log, offsets, newer)
+
+
+def _within(log: Log, offsets: np.typing.NDArray[np.uint64]) -> bool:
+    """Whether there are offsets, all in the log; damaged ones are left to who reads there."""
+    return bool(len(offsets)) and int(offsets.max()) + SMALLEST <= log.size
 
 
 #: A log, offsets of newest records in it, and the offsets of those records, by key,

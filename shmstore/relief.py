@@ -36,61 +36,74 @@ def with_relief(space: Namespace, call: Callable[[], R]) -> R:
     Raises:
         StoreFull: All that can be done has been done.
     """
-    for _ in range(_ROUNDS):
+    for tries in range(_ROUNDS):
         try:
             return call()
         except StoreFull as full:
-            if full.what in _NOT_MEMORY or not relieve(space, full):
+            # More each time: what is asked for may be the first of many segments.
+            if full.what in _NOT_MEMORY or not relieve(space, full, _LEAST_MOVED << tries):
                 raise
     return call()
 
 
-def relieve(space: Namespace, full: StoreFull) -> bool:
+def relieve(space: Namespace, full: StoreFull, least: int) -> bool:
     """Frees what can be freed; True if trying again is worth it.
+
+    Args:
+        space: The namespace.
+        full: What was short.
+        least: Bytes to be moved to disk at least, if it comes to that and a sixteenth
+            of the capacity is not less.
 
     Raises:
         StoreFull: The disk to which values are moved is full, too.
     """
+    if full.asked and full.limit and full.asked > full.limit:
+        return False  # it does not fit at all
     if pool.trim(space, 0):
         return True
     if lifecycle.empty_trash(space) or space.ledger.recount() > 0:
         return True
     short = max((full.asked or 0) + (full.kept or 0) - (full.free or 0), _LEAST_SHORT)
-    candidates = sorted(_unviewed(space), key=lambda found: found[1].created_ns)
-    if _evict(candidates, short):
+    in_memory = sorted(_in_memory(space), key=lambda found: found[1].created_ns)
+    if _evict(in_memory, short):
         return True
-    if spill.place(space) is None:
+    # Nothing is moved in vain.
+    enough = sum(record.nbytes for _, record in in_memory) >= short
+    if not enough or spill.place(space) is None:
         return False
-    capacity = space.ledger.capacity
-    batch = max(short, min(_LEAST_MOVED, capacity // 16 or _LEAST_MOVED))
-    return _spill(space, candidates, batch, full)
+    return _spill(in_memory, max(short, min(least, space.ledger.capacity // 16 or least)), full)
 
 
-def _unviewed(space: Namespace) -> Iterator[tuple[Manifest, Record]]:
-    """Values in segments of shared memory that nobody views."""
+def _in_memory(space: Namespace) -> Iterator[tuple[Manifest, Record]]:
+    """All values in segments of shared memory."""
     for _, manifest in lifecycle.every_dag(space):
         if isinstance(manifest, StoreError):
             continue
         try:
             for record in reading.segment_records(manifest):
-                if record.flags & SPILLED:
-                    continue
-                # Viewing a segment is holding its lock.
-                file = pool.take(manifest.directory, names.segment_name(record.segment))
-                if file is not None:
-                    file.close()
+                if not record.flags & SPILLED:
                     yield manifest, record
         except (Superseded, StoreError):
             continue
 
 
-def _evict(candidates: list[tuple[Manifest, Record]], short: int) -> int:
+def _viewed(manifest: Manifest, record: Record) -> bool:
+    """Whether anybody views a value, or it is gone. To view a segment is to hold its lock."""
+    file = pool.take(manifest.directory, names.segment_name(record.segment))
+    if file is None:
+        return True
+    file.close()
+    return False
+
+
+def _evict(in_memory: list[tuple[Manifest, Record]], short: int) -> int:
     """Deletes copies of other hosts' values; bytes freed."""
     freed = 0
-    for manifest, record in candidates:
+    for manifest, record in in_memory:
         if freed >= short:
             break
-        if provenance.parse(record.meta).origin is None:
+        if provenance.parse(record.meta).origin is None or _viewed(manifest, record):
             continue
         if _commits(manifest, _deletion(record), record):
             freed += record.nbytes
@@ -104,26 +117,22 @@ def _deletion(record: Record) -> Change:
     )  # fmt: skip
 
 
-def _spill(
-    space: Namespace, candidates: list[tuple[Manifest, Record]], batch: int, full: StoreFull
-) -> bool:
+def _spill(in_memory: list[tuple[Manifest, Record]], batch: int, full: StoreFull) -> bool:
     """Moves values to disk, until ``batch`` bytes have been freed; whether any was."""
     moved = 0
-    for manifest, record in candidates:
+    for manifest, record in in_memory:
         if moved >= batch:
             break
+        if _viewed(manifest, record):
+            continue
         try:
             if spill_one(manifest, record):
                 moved += record.nbytes
-        except StoreFull as no_disk:
+        except StoreFull as also:
             if moved:
                 break
-            raise StoreFull(
-                f"{full.what}, and of space in {spill.place(space)}",
-                full.asked,
-                no_disk.free,
-                no_disk.limit,
-            ) from full
+            what = f"{full.what}, and of {also.what}"
+            raise StoreFull(what, full.asked, full.free, full.limit, full.kept) from also
     return moved > 0
 
 
@@ -135,15 +144,20 @@ def spill_one(manifest: Manifest, record: Record) -> bool:
     Raises:
         StoreFull: The disk is full. Nothing was changed.
     """
+    directory = spill.dag_directory(manifest)
+    name = names.segment_name(record.segment)
     try:
-        directory = spill.dag_directory(manifest)
-        name = names.segment_name(record.segment)
         payload = segment.attach(manifest.directory, name, record.segment, record.nbytes)
     except segment.SegmentGone:
         return False
-    written = writing.write(manifest.space, [payload], record.nbytes, directory)
-    del payload
-    written.flush()
+    try:
+        written = writing.write(manifest.space, [payload], record.nbytes, directory)
+        written.flush()
+    except StoreFull as full:
+        what = f"space in {spill.place(manifest.space)}"
+        raise StoreFull(what, full.asked, full.free, full.limit) from full
+    finally:
+        del payload
     number = names.new_segment_number()
     change = (
         PUT,
