@@ -26,12 +26,13 @@ from shmstore.lock import between_forks
 from shmstore.namespace import Namespace
 
 #: Segments smaller than this are freed at once: making a new one costs no more.
-SMALLEST = 256 << 10
+SMALLEST = 128 << 10
 #: Seconds after which an emptied segment is freed.
 KEPT_S = 300
 
 _LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
 _MOST_TRIES = 8
+# So that a look into the pool stays cheap, however many are viewed.
 _MOST_FILES = 256
 
 
@@ -107,7 +108,7 @@ def retire(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> N
     If the process dies before it, the segment is an orphan, which a sweep retires.
     """
     limit = space.pool_limit if nbytes >= SMALLEST else 0
-    if nbytes > limit:
+    if nbytes > limit or len(_listed(space)) >= _MOST_FILES:
         discard(space, directory, name, nbytes)
         return
     aside = names.pooled_name(nbytes, int(time.clock_gettime(time.CLOCK_BOOTTIME)))
@@ -158,15 +159,13 @@ def trim(space: Namespace, limit: int, before_s: float = 0.0) -> int:
     """
     listed = sorted(_listed(space), key=lambda found: found[2])
     total = sum(size for _, size, _ in listed)
-    count = len(listed)
     freed = 0
     for name, size, emptied_s in listed:
-        if total <= limit and count <= _MOST_FILES and emptied_s >= before_s:
+        if total <= limit and emptied_s >= before_s:
             break
         nbytes = free(space, name)
         if nbytes is not None:
             total -= size
-            count -= 1
             freed += nbytes
     return freed
 
