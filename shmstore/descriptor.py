@@ -27,12 +27,13 @@ def open_descriptor(name: str, flags: int, mode: int, within: int | None) -> int
     try:
         return os.open(name, flags, mode, dir_fd=within)
     except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_limit():
+        if error.errno != errno.EMFILE or not raise_limit():
             raise
     return os.open(name, flags, mode, dir_fd=within)
 
 
-def _raise_limit() -> bool:
+def raise_limit() -> bool:
+    """Raises the soft limit of descriptors towards the hard one; False if that is reached."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft in (resource.RLIM_INFINITY, hard):
         return False

@@ -19,9 +19,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from shmstore import files, names
+from shmstore import cgroup, files, maps, names
 from shmstore.crashpoints import reach
-from shmstore.descriptor import Descriptor, open_descriptor
+from shmstore.descriptor import Descriptor, open_descriptor, raise_limit
 from shmstore.errors import CorruptValue, StoreFull, UnusableRoot
 from shmstore.files import UNTRACKED
 from shmstore.lock import between_forks
@@ -65,6 +65,8 @@ def write(directory: Descriptor, parts: Sequence[memoryview | bytes], nbytes: in
     """
     if nbytes >= _CHECKED_FIRST:
         files.check_free(directory, nbytes)
+    else:
+        files.check_small(directory, nbytes)
     file = None
     try:
         file = between_forks(
@@ -128,21 +130,13 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
             raise SegmentGone
         if status.st_size < nbytes:
             raise CorruptValue(f"it holds {status.st_size:,} of the value's {nbytes:,} bytes", name)
-        if mode == COPY:
-            return _read(fd, nbytes)
-        try:
-            if mode == COW:
-                private = mmap.mmap(
-                    fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, **UNTRACKED
-                )
-                return memoryview(private)
-            mapping = mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ, **UNTRACKED)
-        except OSError as error:
-            if error.errno not in _MAP_EXHAUSTED:
-                raise
-            # Out of maps or descriptors: a copy is better than a failure.
+        mapping = None if mode == COPY else _map(fd, nbytes, mode)
+        if mapping is None:
+            # Out of maps or descriptors, or nearly: a copy is better than a failure.
             copied = _read(fd, nbytes)
-            return copied if mode == COW else copied.toreadonly()
+            return copied.toreadonly() if mode == READ else copied
+        if mode == COW:
+            return memoryview(mapping)
         with _turn:
             # Another thread may have been faster: all share one mapping.
             first = _mapped.get(number)
@@ -154,7 +148,28 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
         os.close(fd)
 
 
+def _map(fd: int, nbytes: int, mode: str) -> mmap.mmap | None:
+    """A mapping of a segment; None if the process should not, or cannot have one more."""
+    if not maps.may_map():
+        return None
+    flags, access = mmap.MAP_SHARED, mmap.PROT_READ
+    if mode == COW:
+        flags, access = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+    while True:
+        try:
+            return mmap.mmap(fd, nbytes, flags, access, **UNTRACKED)
+        except OSError as error:
+            # Before Python 3.13, a mapping takes a descriptor.
+            if error.errno == errno.EMFILE and raise_limit():
+                continue
+            if error.errno in _MAP_EXHAUSTED:
+                return None
+            raise
+
+
 def _read(fd: int, nbytes: int) -> memoryview:
+    if nbytes >= _CHECKED_FIRST:
+        cgroup.check(nbytes)
     try:
         memory = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
     except MemoryError as error:
