@@ -21,7 +21,7 @@ import numpy as np
 
 from shmstore import cgroup, files, maps, names
 from shmstore.crashpoints import reach
-from shmstore.descriptor import Descriptor, open_descriptor, raise_limit
+from shmstore.descriptor import Descriptor, open_descriptor, spare
 from shmstore.errors import CorruptValue, StoreFull, UnusableRoot
 from shmstore.files import UNTRACKED
 from shmstore.lock import between_forks
@@ -150,21 +150,18 @@ def _attach(directory: Descriptor, number: int, nbytes: int, mode: str) -> memor
 
 def _map(fd: int, nbytes: int, mode: str) -> mmap.mmap | None:
     """A mapping of a segment; None if the process should not, or cannot have one more."""
-    if not maps.may_map():
+    # Before Python 3.13, a mapping takes a descriptor for as long as it lives.
+    if not maps.may_map() or (not UNTRACKED and not spare(fd)):
         return None
     flags, access = mmap.MAP_SHARED, mmap.PROT_READ
     if mode == COW:
         flags, access = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
-    while True:
-        try:
-            return mmap.mmap(fd, nbytes, flags, access, **UNTRACKED)
-        except OSError as error:
-            # Before Python 3.13, a mapping takes a descriptor.
-            if error.errno == errno.EMFILE and raise_limit():
-                continue
-            if error.errno in _MAP_EXHAUSTED:
-                return None
+    try:
+        return mmap.mmap(fd, nbytes, flags, access, **UNTRACKED)
+    except OSError as error:
+        if error.errno not in _MAP_EXHAUSTED:
             raise
+        return None
 
 
 def _read(fd: int, nbytes: int) -> memoryview:
