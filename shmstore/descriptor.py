@@ -19,6 +19,9 @@ from weakref import WeakSet
 
 from shmstore.forked import here, refused
 
+# Descriptors that mappings leave to the rest of the process, at most.
+_MARGIN = 256
+
 _not_for_children: WeakSet[Descriptor] = WeakSet()
 
 
@@ -27,18 +30,42 @@ def open_descriptor(name: str, flags: int, mode: int, within: int | None) -> int
     try:
         return os.open(name, flags, mode, dir_fd=within)
     except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_limit():
+        if error.errno != errno.EMFILE or not raise_limit():
             raise
     return os.open(name, flags, mode, dir_fd=within)
 
 
-def _raise_limit() -> bool:
+def raise_limit() -> bool:
+    """Raises the soft limit of descriptors towards the hard one; False if that is reached."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft in (resource.RLIM_INFINITY, hard):
         return False
     more = soft * 2 if hard == resource.RLIM_INFINITY else min(soft * 2, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
     return True
+
+
+def spare(fd: int) -> bool:
+    """False if the process's descriptors are running short, as far as they can be had.
+
+    A duplicate gets the lowest free number, so all below it are in use.
+
+    Args:
+        fd: Any descriptor.
+    """
+    while True:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return True
+        try:
+            lowest = os.dup(fd)
+            os.close(lowest)
+        except OSError:
+            lowest = soft
+        if lowest < soft - min(soft // 8, _MARGIN):
+            return True
+        if not raise_limit():
+            return False
 
 
 class Descriptor:

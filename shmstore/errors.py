@@ -98,7 +98,7 @@ class StoreFull(StoreError):
         asked: Bytes (or pieces) that were needed, if known.
         free: Bytes (or pieces) that were left, if known.
         limit: The size of the whole, if known.
-        kept: Bytes that are kept free so that what is deleted can be freed, if any.
+        kept: Bytes that are kept free, so that what is deleted can be freed, if any.
     """
 
     what: str
@@ -125,7 +125,7 @@ class StoreFull(StoreError):
             for name, amount in (
                 ("asked", self.asked),
                 ("free", self.free),
-                ("kept for deletes", self.kept),
+                ("to be kept free", self.kept),
                 ("limit", self.limit),
             )
             if amount is not None

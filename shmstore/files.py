@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from shmstore import cgroup, mounts
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreFull
 from shmstore.forked import here, refused
@@ -22,6 +23,8 @@ from shmstore.forked import here, refused
 UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _MOST_PARTS = 1024  # IOV_MAX on Linux
+# After so many bytes of one write, what is free is looked at again: others write, too.
+_STRIDE = 64 << 20
 
 #: What a system call says when something has run out, and the words for it.
 EXHAUSTED = {
@@ -46,39 +49,65 @@ def store_full(error: OSError, asked: int | None, fd: int | None = None) -> Stor
 
 
 def check_free(place: Descriptor, asked: int, headroom: int = 0) -> int:
-    """Returns the bytes that are free on the file system of an open file.
+    """Returns the bytes that may be taken on the file system of an open file.
+
+    Its free bytes, or what the memory cgroups of this process leave, if that is less.
 
     Raises:
         StoreFull: Taking ``asked`` of them would leave less than ``headroom``.
     """
-    status = os.fstatvfs(place.fd)
-    if not status.f_blocks:
-        return 1 << 62  # a tmpfs without a limit
-    free = status.f_bavail * status.f_frsize
-    if free - asked < headroom:
-        limit = status.f_blocks * status.f_frsize
-        raise StoreFull("shared memory", asked, free, limit, headroom or None)
+    return _check(place.fd, place.device, asked, headroom)
+
+
+def check_small(place: Descriptor, asked: int) -> None:
+    """Holds many small writes together against what the memory cgroups leave.
+
+    Raises:
+        StoreFull: They leave too little.
+    """
+    if mounts.in_memory(place.device):
+        cgroup.check_together(asked)
+
+
+def _check(fd: int, device: int, asked: int, headroom: int = 0) -> int:
+    status = os.fstatvfs(fd)
+    free = cgroup.UNBOUNDED
+    if status.f_blocks:  # a tmpfs without a limit has none
+        free = status.f_bavail * status.f_frsize
+        if free - asked < headroom:
+            limit = status.f_blocks * status.f_frsize
+            raise StoreFull("shared memory", asked, free, limit, headroom or None)
+    if mounts.in_memory(device):
+        free = min(free, cgroup.check(asked, headroom))
     return free
 
 
 def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     """Writes ``parts`` one after another from offset ``at`` on; returns the end.
 
-    A short write (a signal, a file system nearly full) is gone on with.
+    A short write (a signal, a file system nearly full) is gone on with. During a
+    large one, it is looked now and then whether what is left of it still fits.
+
+    Raises:
+        StoreFull: It does not.
     """
-    if len(parts) == 1:
-        part = memoryview(parts[0])
-        while part:
-            if here.lost:
-                raise refused()
-            written = os.pwrite(fd, part, at)
-            at += written
-            part = part[written:]
-        return at
+    end = at + sum(map(len, parts))
     pending = list(parts)
+    if end - at > _STRIDE:
+        pending = [
+            memoryview(part)[start : start + _STRIDE]
+            for part in parts
+            for start in range(0, len(part), _STRIDE)
+        ]
     first = 0
+    checked = at
     while first < len(pending):
         now = pending[first : first + _MOST_PARTS]
+        if end - checked > _STRIDE:
+            if at - checked >= _STRIDE:
+                _check_rest(fd, end)
+                checked = at
+            now = _up_to_stride(now)
         if here.lost:
             raise refused()
         written = os.pwritev(fd, now, at)
@@ -89,6 +118,24 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
         if written:
             pending[first] = memoryview(pending[first])[written:]
     return at
+
+
+def _up_to_stride(pieces: list[memoryview | bytes]) -> list[memoryview | bytes]:
+    """The first of several pieces, and as many more as make a stride with it."""
+    size = 0
+    for count, piece in enumerate(pieces):
+        size += len(piece)
+        if size > _STRIDE and count:
+            return pieces[:count]
+    return pieces
+
+
+def _check_rest(fd: int, end: int) -> None:
+    """Raises StoreFull if the file cannot grow to ``end``; what it has it keeps."""
+    status = os.fstat(fd)
+    missing = end - status.st_blocks * 512
+    if missing > 0:
+        _check(fd, status.st_dev, missing)
 
 
 def map_shared(fd: int, size: int) -> mmap.mmap:

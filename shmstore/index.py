@@ -159,8 +159,12 @@ def create(
 
     Nobody uses the file until the manifest's ``current`` names it; if the process
     dies here, the next writer that needs the number replaces the leftover.
+
+    Raises:
+        StoreFull: No room; nothing has changed.
     """
     table, homes, room = build(hashes, offsets, homes, spare)
+    files.check_free(directory, table.nbytes)
     head = bytearray(
         record.build_page(
             {

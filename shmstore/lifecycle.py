@@ -27,6 +27,7 @@ from shmstore.record import CLEARED, STATE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _ATTEMPTS = 100
+_NEW_BYTES = log.FIRST_SIZE + index.FIRST_HOMES * 3 * record.SLOT
 
 
 def find_dag(space: Namespace, dag_id: str) -> Manifest | None:
@@ -81,6 +82,7 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
     another creator was faster, its DAG stands.
     """
     aside = names.scratch_name("new")
+    files.check_small(space.trash, _NEW_BYTES)
     try:
         os.mkdir(aside, 0o700, dir_fd=space.trash.fd)
         try:

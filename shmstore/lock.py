@@ -25,7 +25,7 @@ from time import monotonic
 from typing import ParamSpec, TypeVar
 from weakref import WeakSet
 
-from shmstore import descriptor
+from shmstore import descriptor, holder
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreBusy, StoreClosed
 from shmstore.forked import here
@@ -34,8 +34,24 @@ A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+def _timeout() -> float:
+    given = os.environ.get("SHMSTORE_LOCK_TIMEOUT")
+    if not given:
+        return 30.0
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(
+            f"SHMSTORE_LOCK_TIMEOUT must be a number of seconds, 0 or more, not {given!r}"
+        )
+    return seconds
+
+
 #: Seconds to wait for a lock before StoreBusy.
-TIMEOUT_S = 30.0
+TIMEOUT_S = _timeout()
 
 _TAKE = LOCK_EX | LOCK_NB
 _LET_GO = LOCK_UN
@@ -204,20 +220,9 @@ class Lock:
             raise
 
     def holder(self) -> str | None:
-        """Who holds the lock, as far as /proc/locks tells."""
+        """Who holds the lock, as far as the kernel tells."""
         held = self._descriptor
-        if held is None:
-            return None
-        place = f"{os.major(held.device):02x}:{os.minor(held.device):02x}:{held.inode}"
-        try:
-            with open("/proc/locks", encoding="ascii") as table:
-                for line in table:
-                    fields = line.split()
-                    if "->" not in fields and fields[1] == "FLOCK" and fields[5] == place:
-                        return f"process {fields[4]}"
-        except (OSError, IndexError):
-            pass
-        return None
+        return None if held is None else holder.of(held.device, held.inode)
 
 
 def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

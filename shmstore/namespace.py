@@ -16,7 +16,7 @@ import time
 import uuid
 import warnings
 
-from shmstore import files, names, record
+from shmstore import files, mounts, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
 from shmstore.ledger import CAPACITY, POOL_LIMIT, Ledger
@@ -276,7 +276,7 @@ def boot_id() -> int:
 def _check_file_system(path: str) -> None:
     if path in _fit:
         return
-    kind = file_system(path)
+    kind = mounts.file_system(path)
     for refused, why in _REFUSED.items():
         if kind == refused or kind.startswith(refused + "."):
             raise UnusableRoot(path, f"it is on {kind}, {why}; use /dev/shm or another tmpfs")
@@ -288,20 +288,6 @@ def _check_file_system(path: str) -> None:
             SlowRootWarning,
             stacklevel=5,
         )
-
-
-def file_system(path: str) -> str:
-    """The type of the file system that holds ``path``, as in /proc/self/mountinfo."""
-    path = os.path.realpath(path)
-    best, kind = -1, "an unknown file system"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            left, _, right = line.partition(" - ")
-            mounted = left.split(" ")[4].encode().decode("unicode_escape")
-            inside = path == mounted or path.startswith(mounted.rstrip("/") + "/")
-            if inside and len(mounted) >= best:
-                best, kind = len(mounted), right.split(" ")[0]
-    return kind
 
 
 def _try_out(directory: Descriptor, path: str) -> None:

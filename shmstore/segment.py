@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from shmstore.descriptor import Descriptor, open_descriptor
+from shmstore import cgroup, maps
+from shmstore.descriptor import Descriptor, open_descriptor, spare
 from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import UNTRACKED
 from shmstore.lock import between_forks
@@ -29,6 +30,8 @@ MODES = (READ, COW, COPY)
 _LEASE = fcntl.LOCK_SH | fcntl.LOCK_NB
 _MAP_EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _ALIGNMENT = 64
+# Copies from this size on are held against what the memory cgroup leaves.
+_CHECKED_FIRST = 1 << 20
 # A process maps a segment once; all views share the mapping. Numbers are never
 # used twice, so an entry cannot mean another segment than it did.
 _mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
@@ -100,22 +103,13 @@ def _attach(
             raise SegmentGone
         if status.st_size < nbytes:
             raise CorruptValue(f"it holds {status.st_size:,} of the value's {nbytes:,} bytes", name)
-        if mode == COPY or not leased:
+        mapping = None if mode == COPY or not leased else _map(fd, nbytes, mode)
+        if mapping is None:
+            # Out of maps or descriptors, or nearly: a copy is better than a failure.
             copied = _read(fd, nbytes)
             return copied.toreadonly() if mode == READ else copied
-        try:
-            if mode == COW:
-                private = mmap.mmap(
-                    fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, **UNTRACKED
-                )
-                return memoryview(private)
-            mapping = mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ, **UNTRACKED)
-        except OSError as error:
-            if error.errno not in _MAP_EXHAUSTED:
-                raise
-            # Out of maps or descriptors: a copy is better than a failure.
-            copied = _read(fd, nbytes)
-            return copied if mode == COW else copied.toreadonly()
+        if mode == COW:
+            return memoryview(mapping)
         with _turn:
             # Another thread may have been faster: all share one mapping.
             first = _mapped.get(number)
@@ -127,7 +121,25 @@ def _attach(
         os.close(fd)
 
 
+def _map(fd: int, nbytes: int, mode: str) -> mmap.mmap | None:
+    """A mapping of a segment; None if the process should not, or cannot have one more."""
+    # Before Python 3.13, a mapping takes a descriptor for as long as it lives.
+    if not maps.may_map() or (not UNTRACKED and not spare(fd)):
+        return None
+    flags, access = mmap.MAP_SHARED, mmap.PROT_READ
+    if mode == COW:
+        flags, access = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+    try:
+        return mmap.mmap(fd, nbytes, flags, access, **UNTRACKED)
+    except OSError as error:
+        if error.errno not in _MAP_EXHAUSTED:
+            raise
+        return None
+
+
 def _read(fd: int, nbytes: int) -> memoryview:
+    if nbytes >= _CHECKED_FIRST:
+        cgroup.check(nbytes)
     try:
         memory = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
     except MemoryError as error:

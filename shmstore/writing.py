@@ -145,6 +145,8 @@ def _write_new(
     try:
         if nbytes >= _CHECKED_FIRST:
             files.check_free(directory, nbytes)
+        else:
+            files.check_small(directory, nbytes)
         file = between_forks(
             Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
         )
