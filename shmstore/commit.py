@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import compaction, crashpoints, files, names, recovery
+from shmstore import compaction, crashpoints, doorbell, files, names, recovery
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, EntryExists, NotFound
 from shmstore.forked import here, refused
@@ -38,6 +38,7 @@ from shmstore.record import (
     TAIL,
     TOTALS_SIZE,
     USED,
+    WAIT_DEADLINE,
     Record,
     pack_head,
     pack_totals,
@@ -114,6 +115,9 @@ def commit(
     finally:
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
+        # Read after the lock was let go, not before: see ``doorbell``.
+        if manifest.control[WAIT_DEADLINE]:
+            doorbell.wake(manifest)
         if freed:
             for segment in freed:
                 files.unlink(manifest.directory, names.segment_name(segment))

@@ -13,7 +13,7 @@ from time import time_ns
 
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import compaction, crashpoints, files, names
+from shmstore import compaction, crashpoints, doorbell, files, names
 from shmstore.codecs.plain import PLAIN
 from shmstore.entry import INLINE, Entry
 from shmstore.forked import here, refused
@@ -41,6 +41,7 @@ from shmstore.record import (
     TAIL,
     TOTALS_SIZE,
     USED,
+    WAIT_DEADLINE,
     key_hash,
     pack_head,
     pack_totals,
@@ -88,6 +89,8 @@ def put_small(
     finally:
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
+        if manifest.control[WAIT_DEADLINE]:
+            doorbell.wake(manifest)
         if freed:
             files.unlink(manifest.directory, names.segment_name(freed[0]))
     if not done:

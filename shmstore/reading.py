@@ -196,15 +196,15 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: A record fails its check.
     """
-    log, offsets, newer = _snapshot(manifest)
+    log, offsets, newer, _ = snapshot(manifest)
     if newest_first:
         offsets = offsets[::-1]
     return _read_each(manifest, log, offsets, newer)
 
 
-#: A log, offsets of newest records in it, and the offsets of those records, by key,
-#: that are newer than what the index said.
-_Snapshot: TypeAlias = tuple[Log, np.typing.NDArray[np.uint64], dict[bytes, int]]
+#: A log, offsets of newest records in it in rising order, the offsets of those records,
+#: by key, that are newer than what the index said, and where the log ended.
+Snapshot: TypeAlias = tuple[Log, np.typing.NDArray[np.uint64], dict[bytes, int], int]
 
 
 def _read_each(
@@ -226,12 +226,18 @@ def _read_each(
                 yield found
 
 
-def _snapshot(manifest: Manifest) -> _Snapshot:
+def snapshot(manifest: Manifest) -> Snapshot:
+    """Where the records are that say what is stored as of now, live or deleted.
+
+    Raises:
+        Superseded: The DAG was cleared or has lost its place.
+        CorruptValue: The log is damaged.
+    """
     for _ in range(_ATTEMPTS):
         try:
-            snapshot = _copied(manifest, manifest.fresh())
-            if snapshot is not None:
-                return snapshot
+            copied = _copied(manifest, manifest.fresh())
+            if copied is not None:
+                return copied
         except IndexDamagedError:
             break
         except FileNotFoundError:
@@ -241,7 +247,7 @@ def _snapshot(manifest: Manifest) -> _Snapshot:
     return manifest.guarded(_snapshot_settled, manifest)
 
 
-def _copied(manifest: Manifest, view: View) -> _Snapshot | None:
+def _copied(manifest: Manifest, view: View) -> Snapshot | None:
     """A copy of what the index says, or None if a commit came between.
 
     A commit stores ``tail`` first and its slots after that. So if ``tail`` has not
@@ -255,15 +261,15 @@ def _copied(manifest: Manifest, view: View) -> _Snapshot | None:
         return None
     newer = {found.key: offset for offset, found in log.scan(start, end)}
     more = np.array([*newer.values()], dtype=np.uint64)
-    return log, np.union1d(offsets, more), newer
+    return log, np.union1d(offsets, more), newer, end
 
 
-def _snapshot_settled(manifest: Manifest) -> _Snapshot:
+def _snapshot_settled(manifest: Manifest) -> Snapshot:
     """Under the lock, if writers were faster each time or the index looks damaged."""
     try:
-        snapshot = _copied(manifest, recovery.settled(manifest, []))
+        copied = _copied(manifest, recovery.settled(manifest, []))
     except IndexDamagedError:
-        snapshot = _copied(manifest, recovery.rebuild_index(manifest))
-    if snapshot is None:
+        copied = _copied(manifest, recovery.rebuild_index(manifest))
+    if copied is None:
         raise CorruptValue("its tail moves under the lock", names.MANIFEST, manifest.dag_id)
-    return snapshot
+    return copied

@@ -18,6 +18,7 @@ from shmstore.commit_small import put_small
 from shmstore.dag import Dag
 from shmstore.entry import ClearReport, DagInfo, Entry, Explanation, StoreStats
 from shmstore.errors import NotFound
+from shmstore.hub import Hubs
 from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.namespace import Namespace
@@ -26,6 +27,7 @@ from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.segment import READ
 from shmstore.store_async import AsyncCalls
+from shmstore.store_waiting import WaitingCalls
 from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 _MISSING: Final = object()
 
 
-class Store(AsyncCalls):
+class Store(AsyncCalls, WaitingCalls):
     """Results of DAGs, shared by all processes of the host that open the same place.
 
     Cheap to create, usable from any thread, after a fork in parent and child, and
@@ -58,6 +60,7 @@ class Store(AsyncCalls):
         names.check_name(name, "namespace")
         space = Namespace(self._given_root or names.default_root(), name)
         self._dags = OpenDags(space)
+        self._hubs = Hubs(self._dags)
         self._root, self._namespace = space.root, space.name
 
     @property
