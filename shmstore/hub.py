@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from shmstore import doorbell
@@ -207,7 +208,8 @@ class Hub:
         """
         now = time.monotonic()
         with self._lock:
-            if any(not waiter.loop.is_closed() for waiter in self._everyone()):
+            lists = chain((self._of_any,), self._by_key.values())  # the first one does mostly
+            if any(not waiter.loop.is_closed() for waiter in chain.from_iterable(lists)):
                 self._idle_since = None
             elif self._idle_since is None:
                 self._idle_since = now
