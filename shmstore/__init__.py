@@ -18,15 +18,19 @@ from shmstore.errors import (
     StoreFull,
     Unserializable,
     UnusableRoot,
+    WaitTimeout,
 )
 from shmstore.namespace import SlowRootWarning
 from shmstore.provenance import Producer
 from shmstore.ref import Ref
 from shmstore.store import Store
+from shmstore.waiting import Position
+from shmstore.watch import AsyncWatch, Watch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncWatch",
     "BufferNote",
     "ClearReport",
     "CorruptValue",
@@ -36,6 +40,7 @@ __all__ = [
     "EntryExists",
     "Explanation",
     "NotFound",
+    "Position",
     "Producer",
     "Ref",
     "SlowRootWarning",
@@ -47,5 +52,7 @@ __all__ = [
     "StoreStats",
     "Unserializable",
     "UnusableRoot",
+    "WaitTimeout",
+    "Watch",
     "register_codec",
 ]

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import compaction, crashpoints, recovery
+from shmstore import compaction, crashpoints, doorbell, recovery
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, EntryExists, NotFound
 from shmstore.forked import here, refused
@@ -37,6 +37,7 @@ from shmstore.record import (
     TAIL,
     TOTALS_SIZE,
     USED,
+    WAIT_DEADLINE,
     Record,
     pack_head,
     pack_totals,
@@ -116,6 +117,9 @@ def commit(
     finally:
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
+        # Read after the lock was let go, not before: see ``doorbell``.
+        if manifest.control[WAIT_DEADLINE]:
+            doorbell.wake(manifest)
         if freed:
             retire(manifest, freed)
 

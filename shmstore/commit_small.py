@@ -13,7 +13,7 @@ from time import time_ns
 
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import compaction, crashpoints
+from shmstore import compaction, crashpoints, doorbell
 from shmstore.codecs.plain import PLAIN
 from shmstore.entry import INLINE, Entry
 from shmstore.forked import here, refused
@@ -42,6 +42,7 @@ from shmstore.record import (
     TAIL,
     TOTALS_SIZE,
     USED,
+    WAIT_DEADLINE,
     key_hash,
     pack_head,
     pack_totals,
@@ -90,6 +91,8 @@ def put_small(
     finally:
         if crashpoints.hook is not None:
             crashpoints.reach("commit:unlocked")
+        if manifest.control[WAIT_DEADLINE]:
+            doorbell.wake(manifest)
         if freed:
             retire(manifest, freed)
     if not done:

@@ -61,8 +61,11 @@ POINTS = (
     # clearing a DAG
     "clear:locked",
     "clear:marked",  # CLEARED is stored, the directory is still at its path
+    "clear:counted",  # waiters will see it, none has been woken
     "clear:renamed",
     "clear:freed",
+    # waiting
+    "wait:announced",  # committers are asked to ring
 )
 
 

@@ -8,6 +8,7 @@
     ├─ StoreFull                    no room; nothing was changed
     ├─ StoreClosed                  used after close(), or while the interpreter ends
     ├─ StoreBusy (TimeoutError)     the holder of a lock did not let go
+    ├─ WaitTimeout (TimeoutError)   what was waited for was not stored in time
     ├─ CorruptValue                 stored bytes fail a check
     ├─ Unserializable (TypeError)   a value that cannot be stored, or not be rebuilt here
     └─ UnusableRoot (ValueError)    the place of the store is not fit for one
@@ -32,7 +33,11 @@ __all__ = [
     "StoreFull",
     "Unserializable",
     "UnusableRoot",
+    "WaitTimeout",
 ]
+
+
+_MOST_SHOWN = 10
 
 
 def _rebuild(cls: type[StoreError], facts: dict[str, Any]) -> StoreError:
@@ -170,6 +175,33 @@ class StoreBusy(StoreError, TimeoutError):
         return (
             f"Waited {self.waited_s:.1f} s for the lock of {self.what}, held by {by}; "
             "nothing was changed, try again."
+        )
+
+
+class WaitTimeout(StoreError, TimeoutError):
+    """What was waited for was not stored in time.
+
+    Attributes:
+        dag_id: The DAG.
+        ids: The values that are still missing; none for a ``watch``, which waits for any.
+        waited_s: Seconds waited.
+    """
+
+    dag_id: str
+    ids: tuple[str, ...]
+    waited_s: float
+
+    def __init__(self, dag_id: str, ids: tuple[str, ...], waited_s: float) -> None:
+        super().__init__(dag_id=dag_id, ids=ids, waited_s=waited_s)
+
+    def _sentence(self) -> str:
+        shown = ", ".join(repr(id) for id in self.ids[:_MOST_SHOWN])
+        if len(self.ids) > _MOST_SHOWN:
+            shown += f" and {len(self.ids) - _MOST_SHOWN:,} more"
+        what = f"value {shown}" if len(self.ids) == 1 else f"values {shown}"
+        return (
+            f"Waited {self.waited_s:.1f} s for {what if self.ids else 'anything new'} "
+            f"in DAG {self.dag_id!r}, in vain."
         )
 
 

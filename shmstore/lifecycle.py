@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shmstore import files, index, log, names, pool, record, spill
+from shmstore import doorbell, files, index, log, names, pool, record, spill
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreError, UnusableRoot
@@ -23,7 +23,7 @@ from shmstore.forked import here, refused
 from shmstore.lock import LockLost, between_forks
 from shmstore.manifest import Manifest
 from shmstore.namespace import Namespace
-from shmstore.record import CLEARED, STATE
+from shmstore.record import CLEARED, COUNTER, STATE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _ATTEMPTS = 100
@@ -177,6 +177,8 @@ def _clear_whole(space: Namespace, token: str, dag_id: str) -> bool | None:
         raise
     except OSError as error:
         raise _converted(space, error) from error
+    finally:
+        doorbell.wake(manifest)
 
 
 def _clear_damaged(space: Namespace, token: str, dag_id: str) -> bool | None:
@@ -233,6 +235,10 @@ def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
         return False
     manifest.control[STATE] = CLEARED
     reach("clear:marked")
+    if here.lost:
+        raise refused()
+    manifest.control[COUNTER] += 1
+    reach("clear:counted")
     _move_aside(space, token)
     return True
 

@@ -18,7 +18,7 @@ from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import create_file, map_shared, write_all
 from shmstore.forked import here, refused
 from shmstore.ledger import Ledger
-from shmstore.record import INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
+from shmstore.record import BASE, INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
 
 #: A new DAG's log, bytes.
 FIRST_SIZE = 16 * PAGE
@@ -67,6 +67,12 @@ class Log:
             return cls(file.fd, number, generation)
         finally:
             file.close()
+
+    @property
+    def base(self) -> int:
+        """Where the records begin that no compaction moved here."""
+        base = self.words[BASE]
+        return base if PAGE <= base <= self.size else PAGE
 
     def totals(self, tail: int) -> Totals:
         """The running totals of the record that ends at ``tail``, which is mapped."""
@@ -136,7 +142,7 @@ class Log:
                 except (StoreFull, OSError):
                     _allocate(file, enough, headroom, ledger)
                 reach("extend:allocated")
-            longer = self._remap(file.fd)
+            longer = self.remapped(file.fd)
         finally:
             file.close()
         reach("extend:mapped")
@@ -146,11 +152,12 @@ class Log:
         """A mapping of the same file as long as it is now. Raises FileNotFoundError."""
         file = Descriptor.open(names.log_name(self.number), os.O_RDWR, within=directory.fd)
         try:
-            return self._remap(file.fd)
+            return self.remapped(file.fd)
         finally:
             file.close()
 
-    def _remap(self, fd: int) -> Log:
+    def remapped(self, fd: int) -> Log:
+        """A mapping of the same file, open as ``fd``, as long as it is now."""
         longer = Log.__new__(Log)
         longer.number, longer.seed = self.number, self.seed
         longer.size = os.fstat(fd).st_size
@@ -203,6 +210,7 @@ def create(
                 record.GENERATION_LOW: generation & 0xFFFFFFFFFFFFFFFF,
                 record.GENERATION_HIGH: generation >> 64,
                 record.LOG_NUMBER: number,
+                BASE: end,
             }
         )
     )

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from shmstore import files, names, record
+from shmstore import doorbell, files, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
 from shmstore.forked import here, refused
@@ -22,7 +22,7 @@ from shmstore.index import Index, IndexDamagedError
 from shmstore.lock import Lock, LockLost
 from shmstore.log import Log
 from shmstore.namespace import Namespace
-from shmstore.record import CURRENT, LIVE, PAGE, STATE
+from shmstore.record import COUNTER, CURRENT, LIVE, PAGE, STATE, WAIT_DEADLINE
 from shmstore.view import View
 
 P = ParamSpec("P")
@@ -189,6 +189,7 @@ class Manifest:
 
     def guarded(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls ``body`` under the commit lock, with errors turned into ours."""
+        counter = self.control[COUNTER]
         try:
             return self.lock.run(lambda _: body(*args, **kwargs), None)
         except LockLost:
@@ -197,6 +198,11 @@ class Manifest:
             raise
         except OSError as error:
             raise self.converted(error) from error
+        finally:
+            # A dead writer's records were put into the index. Only then: woken waiters
+            # that come here themselves would keep waking each other.
+            if self.control[COUNTER] != counter and self.control[WAIT_DEADLINE]:
+                doorbell.wake(self)
 
     def converted(self, error: OSError) -> Exception:
         """What an OSError of a system call on our files means to the caller."""

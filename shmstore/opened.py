@@ -6,10 +6,11 @@ import resource
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shmstore import lifecycle, names
+from shmstore import doorbell, lifecycle, names
 from shmstore.errors import CorruptValue, StoreClosed, StoreFull
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
+from shmstore.record import WAIT_DEADLINE
 
 R = TypeVar("R")
 
@@ -95,7 +96,10 @@ class OpenDags:
         Their files are closed as soon as no thread is using them.
         """
         self._space = None
-        self.manifests = {}
+        closed, self.manifests = self.manifests, {}
+        for manifest in list(closed.values()):
+            if manifest.control[WAIT_DEADLINE]:
+                doorbell.wake(manifest)  # so that our own waiters look and see it
 
     def forget(self, dag_id: str) -> None:
         """Lets go of a DAG; it is opened again when needed."""

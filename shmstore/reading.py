@@ -202,7 +202,7 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: A record fails its check.
     """
-    log, offsets, newer = _snapshot(manifest)
+    log, offsets, newer, _ = snapshot(manifest)
     if _within(log, offsets):
         words = np.frombuffer(log.words, dtype=np.uint64)
         at = offsets >> np.uint64(3)
@@ -217,7 +217,7 @@ def records(manifest: Manifest, newest_first: bool = False) -> Iterator[Record]:
 
 def segment_records(manifest: Manifest) -> Iterator[Record]:
     """The live records whose payloads are in segments, as of now."""
-    log, offsets, newer = _snapshot(manifest)
+    log, offsets, newer, _ = snapshot(manifest)
     if _within(log, offsets):
         words = np.frombuffer(log.words, dtype=np.uint64)
         offsets = offsets[words[(offsets >> np.uint64(3)) + np.uint64(SEGMENT_WORD)] != 0]
@@ -229,9 +229,9 @@ def _within(log: Log, offsets: np.typing.NDArray[np.uint64]) -> bool:
     return bool(len(offsets)) and int(offsets.max()) + SMALLEST <= log.size
 
 
-#: A log, offsets of newest records in it, and the offsets of those records, by key,
-#: that are newer than what the index said.
-_Snapshot: TypeAlias = tuple[Log, np.typing.NDArray[np.uint64], dict[bytes, int]]
+#: A log, offsets of newest records in it in rising order, the offsets of those records,
+#: by key, that are newer than what the index said, and where the log ended.
+Snapshot: TypeAlias = tuple[Log, np.typing.NDArray[np.uint64], dict[bytes, int], int]
 
 
 def _read_each(
@@ -253,12 +253,18 @@ def _read_each(
                 yield found
 
 
-def _snapshot(manifest: Manifest) -> _Snapshot:
+def snapshot(manifest: Manifest) -> Snapshot:
+    """Where the records are that say what is stored as of now, live or deleted.
+
+    Raises:
+        Superseded: The DAG was cleared or has lost its place.
+        CorruptValue: The log is damaged.
+    """
     for _ in range(_ATTEMPTS):
         try:
-            snapshot = _copied(manifest, manifest.fresh())
-            if snapshot is not None:
-                return snapshot
+            copied = _copied(manifest, manifest.fresh())
+            if copied is not None:
+                return copied
         except IndexDamagedError:
             break
         except FileNotFoundError:
@@ -268,7 +274,7 @@ def _snapshot(manifest: Manifest) -> _Snapshot:
     return manifest.guarded(_snapshot_settled, manifest)
 
 
-def _copied(manifest: Manifest, view: View) -> _Snapshot | None:
+def _copied(manifest: Manifest, view: View) -> Snapshot | None:
     """A copy of what the index says, or None if a commit came between.
 
     A commit stores ``tail`` first and its slots after that. So if ``tail`` has not
@@ -282,15 +288,15 @@ def _copied(manifest: Manifest, view: View) -> _Snapshot | None:
         return None
     newer = {found.key: offset for offset, found in log.scan(start, end)}
     more = np.array([*newer.values()], dtype=np.uint64)
-    return log, np.union1d(offsets, more), newer
+    return log, np.union1d(offsets, more), newer, end
 
 
-def _snapshot_settled(manifest: Manifest) -> _Snapshot:
+def _snapshot_settled(manifest: Manifest) -> Snapshot:
     """Under the lock, if writers were faster each time or the index looks damaged."""
     try:
-        snapshot = _copied(manifest, recovery.settled(manifest, []))
+        copied = _copied(manifest, recovery.settled(manifest, []))
     except IndexDamagedError:
-        snapshot = _copied(manifest, recovery.rebuild_index(manifest))
-    if snapshot is None:
+        copied = _copied(manifest, recovery.rebuild_index(manifest))
+    if copied is None:
         raise CorruptValue("its tail moves under the lock", names.MANIFEST, manifest.dag_id)
-    return snapshot
+    return copied

@@ -29,6 +29,8 @@ ID_OFFSET = 128
 LOG_MAGIC = int.from_bytes(b"SHMLOG\r\n", "little")
 # MAGIC, VERSION, CHECKSUM, GENERATION_LOW, GENERATION_HIGH as above, then
 LOG_NUMBER = 5
+#: Offset behind the records that compaction moved there and their CHECKPOINT.
+BASE = 6
 TAIL, INDEXED = 8, 9
 
 # --- The index's first line: word numbers ----------------------------------------
@@ -44,7 +46,7 @@ EMPTY = int.from_bytes(b"\xffEMPTY\xff\xff", "little")
 PUT, DELETE, CHECKPOINT = 1, 2, 3
 #: Record flag: the value came from another host and is decoded with distrust.
 UNTRUSTED = 1
-#: Record flag: the segment lies in the spill directory.
+#: Record flag: no new value, the payload of an old one was moved to the spill directory.
 SPILLED = 2
 #: Where a record's flags are in its word ``LENGTH_WORD``.
 FLAGS_SHIFT = 48

@@ -33,6 +33,15 @@ class Ref(NamedTuple):
         """
         return _store(self.root, self.namespace).get(self.dag_id, self.id, mode=mode)
 
+    def wait(self, timeout: float | None = None, *, mode: str = "read") -> Any:
+        """Returns the value as soon as it is stored, as ``Store.wait`` does.
+
+        Raises:
+            WaitTimeout: It was not stored in time.
+        """
+        store = _store(self.root, self.namespace)
+        return store.wait(self.dag_id, self.id, timeout, mode=mode)
+
 
 @lru_cache(maxsize=16)
 def _opened(root: str, namespace: str) -> Store:

@@ -18,6 +18,7 @@ from shmstore.commit_small import put_small
 from shmstore.dag import Dag
 from shmstore.entry import ClearReport, DagInfo, Entry, Explanation, StoreStats
 from shmstore.errors import NotFound
+from shmstore.hub import Hubs
 from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.namespace import Namespace
@@ -29,6 +30,7 @@ from shmstore.segment import READ
 from shmstore.sizes import parse_size
 from shmstore.spill import set_place
 from shmstore.store_async import AsyncCalls
+from shmstore.store_waiting import WaitingCalls
 from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 _MISSING: Final = object()
 
 
-class Store(AsyncCalls):
+class Store(AsyncCalls, WaitingCalls):
     """Results of DAGs, shared by all processes of the host that open the same place.
 
     Cheap to create, usable from any thread, after a fork in parent and child, and
@@ -86,6 +88,7 @@ class Store(AsyncCalls):
         if spill_path is not None:
             set_place(space, spill_path)
         self._dags = OpenDags(space)
+        self._hubs = Hubs(self._dags)
         self._root, self._namespace = space.root, space.name
 
     @property

@@ -7,23 +7,16 @@ thread has begun: the put may still happen, whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from shmstore.hub import in_thread
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from shmstore.entry import ClearReport, Entry
     from shmstore.store import Store
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-async def _in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    import asyncio  # half of what importing shmstore would cost otherwise
-
-    return await asyncio.to_thread(call, *args, **kwargs)
 
 
 class AsyncCalls:
@@ -42,36 +35,36 @@ class AsyncCalls:
         overwrite: bool = True,
     ) -> Entry:
         """As ``put``."""
-        return await _in_thread(self._sync().put, dag_id, id, value, deps=deps, overwrite=overwrite)
+        return await in_thread(self._sync().put, dag_id, id, value, deps=deps, overwrite=overwrite)
 
     async def put_many_async(
         self, dag_id: str, values: Mapping[str, Any], *, overwrite: bool = True
     ) -> list[Entry]:
         """As ``put_many``."""
-        return await _in_thread(self._sync().put_many, dag_id, values, overwrite=overwrite)
+        return await in_thread(self._sync().put_many, dag_id, values, overwrite=overwrite)
 
     async def get_async(self, dag_id: str, id: str, **options: Any) -> Any:
         """As ``get``, with its options."""
-        return await _in_thread(self._sync().get, dag_id, id, **options)
+        return await in_thread(self._sync().get, dag_id, id, **options)
 
     async def get_buffer_async(self, dag_id: str, id: str) -> pa.Buffer:
         """As ``get_buffer``."""
-        return await _in_thread(self._sync().get_buffer, dag_id, id)
+        return await in_thread(self._sync().get_buffer, dag_id, id)
 
     async def get_many_async(
         self, dag_id: str, ids: Iterable[str], **options: Any
     ) -> dict[str, Any]:
         """As ``get_many``, with its options."""
-        return await _in_thread(self._sync().get_many, dag_id, ids, **options)
+        return await in_thread(self._sync().get_many, dag_id, ids, **options)
 
     async def delete_async(self, dag_id: str, id: str) -> None:
         """As ``delete``."""
-        await _in_thread(self._sync().delete, dag_id, id)
+        await in_thread(self._sync().delete, dag_id, id)
 
     async def delete_many_async(self, dag_id: str, ids: Iterable[str]) -> None:
         """As ``delete_many``."""
-        await _in_thread(self._sync().delete_many, dag_id, ids)
+        await in_thread(self._sync().delete_many, dag_id, ids)
 
     async def clear_async(self, dag_id: str) -> ClearReport:
         """As ``clear``."""
-        return await _in_thread(self._sync().clear, dag_id)
+        return await in_thread(self._sync().clear, dag_id)

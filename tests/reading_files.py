@@ -174,6 +174,10 @@ def _read_log(dag: DagFiles) -> None:
     if at != dag.tail:
         dag.faults.append(f"the last record ends at {at}, the tail is {dag.tail}")
     _check_totals(dag)
+    moved = [one.offset + one.length for one in dag.history if one.op == CHECKPOINT]
+    base = moved[0] if moved else PAGE
+    if _word(raw, 6) != base:
+        dag.faults.append(f"the log's base is {_word(raw, 6)}, not {base}")
 
 
 def _read_record(raw: bytes, at: int, seed: int) -> Stored | str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import shmstore
-from shmstore import compaction
+from shmstore import compaction, doorbell
 from tests import reading_files
 from tests.fault import killing
 
@@ -96,6 +96,10 @@ _MANY = {"new-small": {"many": 1}, "small-1": "other", "new-large": large(7), "l
 
 def _put_many(store: shmstore.Store) -> None:
     store.put_many(WORK, _MANY)
+
+
+def _announce_a_wait(store: shmstore.Store) -> None:
+    store._dags.write(WORK, doorbell.listen)
 
 
 def _fill_index(root: str, values: dict[str, Any]) -> None:
@@ -196,7 +200,7 @@ _COMPACT = (
     "compact:switched",
     "compact:done",
 )
-_CLEAR = ("clear:locked", "clear:marked", "clear:renamed", "clear:freed")
+_CLEAR = ("clear:locked", "clear:marked", "clear:counted", "clear:renamed", "clear:freed")
 _REDO_SLOT = ("commit:slot-hash", "redo:slot")
 _REDO_MANY = ("commit:locked", "redo:begin", *_REDO_SLOT * len(_MANY), "redo:done")
 _AFTER_REDO = (*_INLINE[1:], *_NEW_SLOT, *_END)
@@ -292,6 +296,7 @@ SCENARIOS = {
         7,
         just_before=_damage_slot("small-2"),
     ),
+    "wait": Scenario(_announce_a_wait, ("wait:announced",), orphans=0),
     # Double faults: the victim meets what an earlier one left.
     "redo": Scenario(
         _put("new", 2),

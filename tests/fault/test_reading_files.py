@@ -49,6 +49,7 @@ _DAMAGE = {
     "manifest": (_flip("manifest", lambda _: 40), "manifest's checksum"),
     "state": (_flip("manifest", lambda _: 64), "its state is"),
     "log page": (_flip("log", lambda _: 40), "log's checksum"),
+    "base": (_flip("log", lambda _: 49), "log's (checksum|base)"),
     "tail": (_flip("log", lambda _: 65), "indexed|no room|fails its check"),
     "record": (_flip("log", lambda dag: dag.records["a"].offset + 60), "fails its check"),
     "index page": (_flip("index", lambda _: 56), "index"),

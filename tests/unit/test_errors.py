@@ -19,6 +19,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "StoreFull": {"what": "shared memory", "asked": 12345, "free": 99, "limit": 100_000, "kept": 5},
     "StoreClosed": {"why": "it was closed"},
     "StoreBusy": {"what": "DAG 'd'", "waited_s": 1.5, "holder": "process 7"},
+    "WaitTimeout": {"dag_id": "a dag", "ids": ("left", "right"), "waited_s": 2.5},
     "CorruptValue": {"check": "its checksum is wrong", "where": "log.1 at 4096", "dag_id": "d"}
     | {"id": "i"},
     "Unserializable": {"type_name": "builtins.generator", "why": "it can be read only once"},
@@ -73,8 +74,20 @@ def test_str_is_a_sentence_that_tells_the_facts(name: str, facts: dict[str, Any]
     assert re.match(r"[A-Z/].*\.$", sentence)
     assert "\n" not in sentence
     for fact, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) else str(value)
-        assert shown in sentence, fact
+        for one in value if isinstance(value, tuple) else (value,):
+            shown = f"{one:,}" if isinstance(one, int) else str(one)
+            assert shown in sentence, fact
+
+
+def test_a_wait_for_many_names_some_of_them() -> None:
+    """A sentence stays readable, however many values are missing; the facts are all there."""
+    ids = tuple(f"part {number}" for number in range(2500))
+    error = errors.WaitTimeout("d", ids, 1.0)
+    assert "'part 0', " in str(error)
+    assert "2,490 more" in str(error)
+    assert len(str(error)) < 300
+    assert error.ids == ids
+    assert "anything new" in str(errors.WaitTimeout("d", (), 1.0))
 
 
 def test_sentences_without_the_optional_facts() -> None:
@@ -107,6 +120,7 @@ def test_errors_can_be_caught_as_what_builtin_code_expects() -> None:
     for name, builtin in (
         ("NotFound", KeyError),
         ("StoreBusy", TimeoutError),
+        ("WaitTimeout", TimeoutError),
         ("Unserializable", TypeError),
         ("UnusableRoot", ValueError),
     ):
