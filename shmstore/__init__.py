@@ -22,6 +22,7 @@ from shmstore.errors import (
 from shmstore.namespace import SlowRootWarning
 from shmstore.provenance import Producer
 from shmstore.ref import Ref
+from shmstore.report import Finding, GcAction, GcReport
 from shmstore.store import Store
 
 __version__ = "0.1.0"
@@ -35,6 +36,9 @@ __all__ = [
     "Entry",
     "EntryExists",
     "Explanation",
+    "Finding",
+    "GcAction",
+    "GcReport",
     "NotFound",
     "Producer",
     "Ref",

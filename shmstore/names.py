@@ -16,6 +16,7 @@ MAX_ID_BYTES = 1024
 MAX_FILE_NAME = 255
 
 CONTROL = "control"
+CONTROL_ASIDE = f".{CONTROL}-"
 DAGS = "dags"
 TRASH = "trash"
 LIFECYCLE_LOCK = "lifecycle.lock"
@@ -175,6 +176,11 @@ def parse_segment_name(name: str) -> int | None:
     """The number of a segment's file name, or None."""
     match = _SEGMENT.fullmatch(name)
     return int(match[1], 16) if match else None
+
+
+def control_aside() -> str:
+    """A fresh name for a control page that is to replace the namespace's."""
+    return f"{CONTROL_ASIDE}{os.urandom(8).hex()}"
 
 
 def scratch_name(purpose: str) -> str:

@@ -18,11 +18,14 @@ import warnings
 from shmstore import files, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
+from shmstore.forked import here, refused
 from shmstore.lock import Lock
 
 MAGIC = int.from_bytes(b"SHMNSP\r\n", "little")
 # Words of the control page, after MAGIC, VERSION and CHECKSUM.
 BOOT_ID_LOW, BOOT_ID_HIGH, CREATED = 3, 4, 5
+# Those that change: when the namespace was last swept by itself, CLOCK_BOOTTIME ns.
+SWEPT = 12
 
 _REFUSED = {
     "overlay": "an overlay: its files change identity, and locks with them",
@@ -51,12 +54,13 @@ class Namespace:
         root: The root's path.
         name: Its name.
         directory: The open directory.
+        control: Its control page as words.
         dags: The open directory of DAGs.
         trash: The open directory of DAGs on their way in or out.
         lifecycle: The lock under which DAGs are cleared.
     """
 
-    __slots__ = ("dags", "directory", "lifecycle", "name", "path", "root", "trash")
+    __slots__ = ("control", "dags", "directory", "lifecycle", "name", "path", "root", "trash")
 
     def __init__(self, root: str, name: str) -> None:
         """Opens the namespace, and creates root and namespace if they are missing.
@@ -79,6 +83,7 @@ class Namespace:
                 _create(self.directory, self.path)
             _check_file_system(self.path)
             _check_control(self.directory, self.path)
+            self.control = _map_control(self.directory)
             self.dags = Descriptor.open(names.DAGS, flags, within=self.directory.fd)
             self.trash = Descriptor.open(names.TRASH, flags, within=self.directory.fd)
         except OSError as error:
@@ -132,24 +137,45 @@ def _create(directory: Descriptor, path: str) -> None:
         except FileExistsError:
             pass
     Descriptor.open(names.LIFECYCLE_LOCK, os.O_RDWR | os.O_CREAT, within=directory.fd)
-    _write_control(directory)
+    file = Descriptor.open(".", os.O_TMPFILE | os.O_RDWR, within=directory.fd)
+    files.write_all(file.fd, [_control_page()])
+    try:
+        if here.lost:
+            raise refused()
+        source = f"/proc/self/fd/{file.fd}"
+        os.link(source, names.CONTROL, dst_dir_fd=directory.fd, follow_symlinks=True)
+    except FileExistsError:
+        pass  # another process was faster, and may have mapped its page
 
 
-def _write_control(directory: Descriptor) -> None:
+def _control_page() -> bytes:
     boot = _boot_id()
-    page = record.build_page(
-        {
-            record.MAGIC: MAGIC,
-            record.VERSION: record.FORMAT_VERSION,
-            BOOT_ID_LOW: boot & 0xFFFFFFFFFFFFFFFF,
-            BOOT_ID_HIGH: boot >> 64,
-            CREATED: time.time_ns(),
-        }
+    page = bytearray(
+        record.build_page(
+            {
+                record.MAGIC: MAGIC,
+                record.VERSION: record.FORMAT_VERSION,
+                BOOT_ID_LOW: boot & 0xFFFFFFFFFFFFFFFF,
+                BOOT_ID_HIGH: boot >> 64,
+                CREATED: time.time_ns(),
+            }
+        )
     )
-    aside = f".{names.CONTROL}-{os.urandom(8).hex()}"
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    page[SWEPT * 8 : SWEPT * 8 + 8] = now.to_bytes(8, "little")
+    return bytes(page)
+
+
+def _replace_control(directory: Descriptor) -> None:
+    """Replaces the control page. Under the lifecycle lock.
+
+    If the process dies here, the old page is still there, and the new one is left
+    aside; whoever holds the lifecycle lock may remove that.
+    """
+    aside = names.control_aside()
     file = files.create_file(directory, aside)
     try:
-        files.write_all(file.fd, [page])
+        files.write_all(file.fd, [_control_page()])
         files.rename(aside, directory, names.CONTROL, directory)
     except BaseException:
         files.unlink(directory, aside)
@@ -159,11 +185,7 @@ def _write_control(directory: Descriptor) -> None:
 
 
 def _check_control(directory: Descriptor, path: str) -> None:
-    file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
-    try:
-        page = os.pread(file.fd, record.PAGE, 0)
-    finally:
-        file.close()
+    page = read_control(directory)
     newer = record.newer_version(page, MAGIC)
     if newer is not None:
         raise UnusableRoot(
@@ -171,14 +193,37 @@ def _check_control(directory: Descriptor, path: str) -> None:
             f"its format version {newer} is newer than {record.FORMAT_VERSION}, the newest "
             "that this version of shmstore reads; upgrade shmstore or give another root",
         )
-    fault = record.page_fault(page, MAGIC)
-    if fault is None and len(page) != record.PAGE:
-        fault = f"its size is {len(page):,} bytes"
+    fault = control_fault(page)
     if fault:
         raise CorruptValue(fault, os.path.join(path, names.CONTROL))
     stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
     if stored != _boot_id():
         _clear_after_restart(directory)
+
+
+def read_control(directory: Descriptor) -> bytes:
+    """The bytes of a namespace's control page."""
+    file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
+    try:
+        return os.pread(file.fd, record.PAGE, 0)
+    finally:
+        file.close()
+
+
+def control_fault(page: bytes) -> str | None:
+    """Why a control page cannot be used, or None if it can."""
+    fault = record.page_fault(page, MAGIC)
+    if fault is None and len(page) != record.PAGE:
+        fault = f"its size is {len(page):,} bytes"
+    return fault
+
+
+def _map_control(directory: Descriptor) -> memoryview:
+    file = Descriptor.open(names.CONTROL, os.O_RDWR, within=directory.fd)
+    try:
+        return memoryview(files.map_shared(file.fd, record.PAGE)).cast("Q")
+    finally:
+        file.close()
 
 
 def _clear_after_restart(directory: Descriptor) -> None:
@@ -192,9 +237,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
     def move_aside(_: None) -> None:
         trash = Descriptor.open(names.TRASH, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
         dags = Descriptor.open(names.DAGS, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
-        page_file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
-        page = os.pread(page_file.fd, record.PAGE, 0)
-        page_file.close()
+        page = read_control(directory)
         stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
         if stored == _boot_id():
             return  # somebody else has done it
@@ -202,7 +245,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
             files.rename(token, dags, names.scratch_name("old"), trash)
         for name in os.listdir(trash.fd):
             files.remove_tree(trash, name)
-        _write_control(directory)
+        _replace_control(directory)
 
     lock.run(move_aside, None)
 
@@ -216,8 +259,8 @@ def _check_file_system(path: str) -> None:
     if path in _fit:
         return
     kind = file_system(path)
-    for refused, why in _REFUSED.items():
-        if kind == refused or kind.startswith(refused + "."):
+    for unfit, why in _REFUSED.items():
+        if kind == unfit or kind.startswith(unfit + "."):
             raise UnusableRoot(path, f"it is on {kind}, {why}; use /dev/shm or another tmpfs")
     _fit.add(path)
     if kind not in ("tmpfs", "ramfs"):

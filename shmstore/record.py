@@ -23,6 +23,9 @@ CLEARED = int.from_bytes(b"CLEARED.", "little")
 MAGIC, VERSION, CHECKSUM, GENERATION_LOW, GENERATION_HIGH, CREATED, ID_LENGTH = range(7)
 # On a cache line of their own: what changes.
 STATE, CURRENT, COUNTER, WAIT_DEADLINE = range(8, 12)
+# Seconds that the DAG is kept unused, 0 for ever; when it was last used, and last swept
+# by itself, CLOCK_BOOTTIME in nanoseconds.
+TTL, TOUCHED, SWEPT = range(12, 15)
 ID_OFFSET = 128
 
 # --- The log's page 0: word numbers ----------------------------------------------
@@ -44,6 +47,8 @@ EMPTY = int.from_bytes(b"\xffEMPTY\xff\xff", "little")
 PUT, DELETE, CHECKPOINT = 1, 2, 3
 #: Record flag: the value came from another host and is decoded with distrust.
 UNTRUSTED = 1
+#: Record flag: the payload's segment lies in the spill directory, on disk.
+SPILLED = 2
 
 _HEAD = struct.Struct("<IBBHQqQQHHI")  # what follows the checksum
 HEAD_SIZE = 8 + _HEAD.size
