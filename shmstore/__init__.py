@@ -23,6 +23,7 @@ from shmstore.errors import (
 from shmstore.namespace import SlowRootWarning
 from shmstore.provenance import Producer
 from shmstore.ref import Ref
+from shmstore.report import Finding, GcAction, GcReport
 from shmstore.store import Store
 from shmstore.waiting import Position
 from shmstore.watch import AsyncWatch, Watch
@@ -39,6 +40,9 @@ __all__ = [
     "Entry",
     "EntryExists",
     "Explanation",
+    "Finding",
+    "GcAction",
+    "GcReport",
     "NotFound",
     "Position",
     "Producer",

@@ -52,6 +52,7 @@ POINTS = (
     "compact:done",
     # creating a DAG
     "create:directory",
+    "create:claimed",
     "create:log-created",
     "create:log-written",
     "create:index-created",
@@ -66,6 +67,15 @@ POINTS = (
     "clear:freed",
     # waiting
     "wait:announced",  # committers are asked to ring
+    # sweeping
+    "sweep:stamped",  # by itself: nobody else does it for a minute
+    "sweep:locked",  # under the DAG's lock, a dead writer's gap redone
+    "sweep:leftover",  # a log or index that is not current has been removed
+    "sweep:orphan",  # a segment of no live record has been removed
+    "sweep:file",  # a file of a directory in the trash has been removed
+    "sweep:directory",  # that directory has been removed
+    # keeping a DAG for a time only
+    "ttl:stored",
 )
 
 

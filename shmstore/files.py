@@ -8,6 +8,7 @@ mapping with SIGBUS.
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import sys
@@ -153,6 +154,24 @@ def create_file(directory: Descriptor, name: str) -> Descriptor:
             raise refused() from None
         os.unlink(name, dir_fd=directory.fd)
         return Descriptor.open(name, flags, within=directory.fd)
+
+
+def claimed(file: Descriptor, directory: Descriptor, name: str) -> bool:
+    """Takes a file or directory for oneself, to build in it or to remove it.
+
+    Whoever does either holds LOCK_EX on a description of their own, and then looks
+    whether it still is what lies there: so the kernel tells what is being worked on
+    from what a dead process left, and nobody works on what another has removed.
+
+    Returns:
+        False if somebody else has it, or it is no longer there.
+    """
+    try:
+        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return (status.st_dev, status.st_ino) == (file.device, file.inode)
 
 
 def unlink(directory: Descriptor, name: str) -> None:

@@ -101,6 +101,11 @@ class Index:
             raise IndexDamagedError(f"a slot's tag in {names.index_name(self.number)} is wrong")
         return hashes, offsets
 
+    def used(self) -> int:
+        """The used slots, counted."""
+        words = np.frombuffer(self.slots, dtype=np.uint64)
+        return int(np.count_nonzero(words[1::2]))
+
 
 def homes_for(keys: int) -> int:
     """Home slots for so many keys and some more."""

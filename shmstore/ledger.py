@@ -28,7 +28,8 @@ from shmstore.lock import Lock, LockLost
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Words of the namespace's control page that change.
+# Words of the namespace's control page that change. SWEPT is when it was last swept by
+# itself, CLOCK_BOOTTIME in nanoseconds.
 CAPACITY, POOL_LIMIT, USED, RECOUNTS, SWEPT = range(8, 13)
 
 _PAGE = 4096

@@ -10,17 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 
-from shmstore import doorbell, files, index, log, names, pool, record, spill
+from shmstore import doorbell, expiry, files, index, log, names, pool, record, spill
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreError, UnusableRoot
 from shmstore.files import remove_tree
 from shmstore.forked import here, refused
-from shmstore.lock import LockLost, between_forks
+from shmstore.lock import Lock, LockLost, between_forks
 from shmstore.manifest import Manifest
 from shmstore.namespace import Namespace
 from shmstore.record import CLEARED, COUNTER, STATE
@@ -46,11 +47,17 @@ def find_or_create_dag(space: Namespace, dag_id: str) -> Manifest:
         found = _open_at(space, token, dag_id)
         if found is not None:
             return found
-        _finish_clearing(space, token)
+        finish_clearing(space, token)
         between_forks(_create, space, token, dag_id)
 
 
 def _open_at(space: Namespace, token: str, dag_id: str | None) -> Manifest | None:
+    manifest = open_any(space, token, dag_id)
+    return manifest if manifest is not None and manifest.live else None
+
+
+def open_any(space: Namespace, token: str, dag_id: str | None) -> Manifest | None:
+    """Opens what lies at a DAG's place, also if it has been cleared; None if nothing does."""
     try:
         directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
         try:
@@ -60,11 +67,11 @@ def _open_at(space: Namespace, token: str, dag_id: str | None) -> Manifest | Non
                 return None  # carried away as we looked
             raise CorruptValue("it is missing", names.MANIFEST, dag_id) from None
     except FileNotFoundError:
-        _check_space(space)
+        check_space(space)
         return None
     except OSError as error:
         raise _converted(space, error) from error
-    return manifest if manifest.live else None
+    return manifest
 
 
 def _is_at(space: Namespace, token: str, directory: Descriptor) -> bool:
@@ -78,16 +85,23 @@ def _is_at(space: Namespace, token: str, directory: Descriptor) -> bool:
 def _create(space: Namespace, token: str, dag_id: str) -> None:
     """Builds a DAG aside and renames it to its place.
 
-    If the process dies here, the half-built directory stays in ``trash``. If
-    another creator was faster, its DAG stands.
+    Nothing has happened if another creator or a sweep was faster. If the process dies
+    here, the half-built directory stays in ``trash``.
     """
     aside = names.scratch_name("new")
     files.check_small(space.trash, _NEW_BYTES)
     try:
         os.mkdir(aside, 0o700, dir_fd=space.trash.fd)
         try:
-            directory = Descriptor.open(aside, _DIRECTORY, within=space.trash.fd)
+            try:
+                directory = Descriptor.open(aside, _DIRECTORY, within=space.trash.fd, inherit=False)
+            except FileNotFoundError:
+                return  # swept before it was ours
             reach("create:directory")
+            # Held to the end: so a sweep tells it from what a dead creator left.
+            if not files.claimed(directory, space.trash, aside):
+                return
+            reach("create:claimed")
             _build(space, directory, dag_id)
             reach("create:whole")
             space.ledger.still(files.rename, aside, space.trash, token, space.dags)
@@ -98,7 +112,7 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return  # another creator was faster
-        _check_space(space)
+        check_space(space)
         raise _converted(space, error) from error
     reach("create:renamed")
 
@@ -119,7 +133,13 @@ def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:
             rest=raw,
         )
     )
-    for word, value in ((STATE, record.LIVE), (record.CURRENT, 1 << 32 | 1)):
+    now = expiry.now_ns()
+    for word, value in (
+        (STATE, record.LIVE),
+        (record.CURRENT, 1 << 32 | 1),
+        (record.TOUCHED, now),
+        (record.SWEPT, now),
+    ):
         page[word * 8 : word * 8 + 8] = value.to_bytes(8, "little")
     nothing = np.empty(0, dtype=np.uint64)
     files.create_file(directory, names.LOCK)
@@ -152,7 +172,7 @@ def clear_dag(space: Namespace, dag_id: str) -> bool:
             found = _clear_damaged(space, token, dag_id)
         if found is not None:
             break
-    _finish_clearing(space, token)
+    finish_clearing(space, token)
     empty_trash(space)
     reach("clear:freed")
     return bool(found)
@@ -164,12 +184,12 @@ def _clear_whole(space: Namespace, token: str, dag_id: str) -> bool | None:
     if manifest is None:
         return False
     try:
-        if not space.lifecycle.run(_mark_and_move, (space, token, manifest)):
+        if space.lifecycle.run(_mark_and_move, (space, token, manifest, None)) is None:
             return None
         spill.remove_generation(space, manifest.generation)
         return True
     except LockLost:
-        _check_space(space)
+        check_space(space)
         if _is_at(space, token, manifest.directory):
             raise CorruptValue("it is missing", names.LOCK, dag_id) from None
         return None
@@ -181,12 +201,34 @@ def _clear_whole(space: Namespace, token: str, dag_id: str) -> bool | None:
         doorbell.wake(manifest)
 
 
+def clear_if(
+    space: Namespace, manifest: Manifest, judge: Callable[[Manifest], bool], lock: Lock
+) -> str | None:
+    """Clears a DAG if ``judge`` says so once nobody else can change it.
+
+    Args:
+        space: The namespace.
+        manifest: The DAG.
+        judge: Asked under both locks.
+        lock: The lifecycle lock, or another object for it.
+
+    Returns:
+        The name in ``trash`` under which it is to be freed, or None.
+
+    Raises:
+        StoreBusy: A lock's holder did not let go.
+        LockLost: A lock's file is gone.
+    """
+    token = names.dag_token(manifest.dag_id)
+    return lock.run(_mark_and_move, (space, token, manifest, judge))
+
+
 def _clear_damaged(space: Namespace, token: str, dag_id: str) -> bool | None:
     """Clears a DAG that cannot be opened; None to look again."""
     try:
         return space.lifecycle.run(_move_damaged, (space, token, dag_id)) or None
     except LockLost:
-        _check_space(space)
+        check_space(space)
         return None
     except TimeoutError:
         raise
@@ -220,58 +262,74 @@ def _move_damaged(dag: tuple[Namespace, str, str]) -> bool:
     return True
 
 
-def _mark_and_move(dag: tuple[Namespace, str, Manifest]) -> bool:
-    """Under the lifecycle lock. False if the DAG was cleared by somebody else."""
+_Clearing: TypeAlias = tuple[Namespace, str, Manifest, Callable[[Manifest], bool] | None]
+
+
+def _mark_and_move(dag: _Clearing) -> str | None:
+    """Under the lifecycle lock. None if the DAG was cleared by somebody else, or is to stay."""
     return dag[2].lock.run(_mark_and_move_locked, dag)
 
 
-def _mark_and_move_locked(dag: tuple[Namespace, str, Manifest]) -> bool:
-    space, token, manifest = dag
+def _mark_and_move_locked(dag: _Clearing) -> str | None:
+    space, token, manifest, judge = dag
     reach("clear:locked")
-    gone = not manifest.live
+    gone = not manifest.live or (judge is not None and not judge(manifest))
     if here.lost:
         raise refused()  # not even to try again, which would clear a successor
     if gone:
-        return False
+        return None
     manifest.control[STATE] = CLEARED
     reach("clear:marked")
     if here.lost:
         raise refused()
     manifest.control[COUNTER] += 1
     reach("clear:counted")
-    _move_aside(space, token)
-    return True
+    return _move_aside(space, token)
 
 
-def _move_aside(space: Namespace, token: str) -> None:
+def _move_aside(space: Namespace, token: str) -> str:
     aside = names.scratch_name("old")
     space.ledger.still(files.rename, token, space.dags, aside, space.trash)
     reach("clear:renamed")
+    return aside
 
 
-def _finish_clearing(space: Namespace, token: str) -> None:
+def finish_clearing(
+    space: Namespace, token: str, lock: Lock | None = None, look_only: bool = False
+) -> str | None:
     """Carries a cleared DAG away that its clearer left at its place.
 
     The state is read again under the lifecycle lock: by then somebody else may
     have carried it away and a successor may stand there.
+
+    Args:
+        space: The namespace.
+        token: The DAG's.
+        lock: Another object for the lifecycle lock, or None.
+        look_only: Leave it where it is.
+
+    Returns:
+        The name in ``trash`` under which it is to be freed, or where it is left; None if
+        there was none.
     """
 
-    def finish(_: None) -> None:
+    def finish(_: None) -> str | None:
         try:
             directory = Descriptor.open(token, _DIRECTORY, within=space.dags.fd)
             left = not Manifest(space, directory, None).live
         except (FileNotFoundError, CorruptValue):
-            return
-        if left:
-            _move_aside(space, token)
+            return None
+        if not left:
+            return None
+        return token if look_only else _move_aside(space, token)
 
     try:
         os.stat(token, dir_fd=space.dags.fd)
-        space.lifecycle.run(finish, None)
+        return (lock or space.lifecycle).run(finish, None)
     except FileNotFoundError:
-        return
+        return None
     except LockLost:
-        _check_space(space)
+        check_space(space)
         raise UnusableRoot(space.path, "its lifecycle.lock is gone") from None
 
 
@@ -316,7 +374,7 @@ def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:
     except OSError as error:
         raise _converted(space, error) from error
     if not tokens:
-        _check_space(space)
+        check_space(space)
     for token in tokens:
         try:
             manifest = _open_at(space, token, None)
@@ -327,7 +385,8 @@ def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:
             yield token, manifest
 
 
-def _check_space(space: Namespace) -> None:
+def check_space(space: Namespace) -> None:
+    """Raises UnusableRoot if the namespace has been removed."""
     if not space.dags.intact():
         raise UnusableRoot(
             space.path, "it has been removed while it was in use; open a new Store to start afresh"

@@ -21,7 +21,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from os import SEEK_CUR, SEEK_SET, lseek
 from sys import is_finalizing
 from threading import get_ident
-from time import monotonic
+from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
 from typing import ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -86,6 +86,8 @@ class Lock:
         "_mark",
         "_name",
         "_owner",
+        "noted",
+        "patience_s",
         "rank",
         "what",
     )
@@ -100,6 +102,10 @@ class Lock:
         self.what = what
         #: A thread takes locks in rising rank only, so that no two wait for each other.
         self.rank = rank
+        #: Seconds to wait for it; None for ``TIMEOUT_S``.
+        self.patience_s: float | None = None
+        #: A word of shared memory that tells when the lock was last used, or None.
+        self.noted: memoryview | None = None
         _all.add(self)
 
     def run(self, body: Callable[[A], R], argument: A) -> R:
@@ -146,6 +152,8 @@ class Lock:
                 if not held.intact():
                     raise LockLost
                 self._look_at = now + _LOOK_EVERY_S
+                if self.noted is not None and not here.lost:
+                    self.noted[0] = clock_gettime_ns(CLOCK_BOOTTIME)
             return body(argument)
         except OSError as error:
             if self._descriptor is not None and not self._descriptor.intact():
@@ -177,6 +185,7 @@ class Lock:
             holding: True if it is inside another lock's section meanwhile.
         """
         start = monotonic()
+        patience = TIMEOUT_S if self.patience_s is None else self.patience_s
         tries = 0
         owner = self._owner
         while True:
@@ -192,7 +201,7 @@ class Lock:
                     return held
                 except BlockingIOError:
                     owner.clear()  # let this process's other threads try
-            if monotonic() - start > TIMEOUT_S:
+            if monotonic() - start > patience:
                 raise StoreBusy(self.what, monotonic() - start, self.holder())
             tries += 1
             try:

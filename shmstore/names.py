@@ -16,6 +16,7 @@ MAX_ID_BYTES = 1024
 MAX_FILE_NAME = 255
 
 CONTROL = "control"
+CONTROL_ASIDE = f".{CONTROL}-"
 DAGS = "dags"
 TRASH = "trash"
 POOL = "pool"
@@ -214,6 +215,11 @@ def generation_name(generation: int) -> str:
 def is_generation(name: str) -> bool:
     """Whether a name is one of a DAG's directory of spilled segments."""
     return bool(_GENERATION.fullmatch(name))
+
+
+def control_aside() -> str:
+    """A fresh name for a control page that is to replace the namespace's."""
+    return f"{CONTROL_ASIDE}{os.urandom(8).hex()}"
 
 
 def scratch_name(purpose: str) -> str:

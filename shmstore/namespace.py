@@ -19,7 +19,8 @@ import warnings
 from shmstore import files, mounts, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
-from shmstore.ledger import CAPACITY, POOL_LIMIT, Ledger
+from shmstore.forked import here, refused
+from shmstore.ledger import CAPACITY, POOL_LIMIT, SWEPT, Ledger
 from shmstore.lock import Lock
 
 MAGIC = int.from_bytes(b"SHMNSP\r\n", "little")
@@ -54,6 +55,7 @@ class Namespace:
         root: The root's path.
         name: Its name.
         directory: The open directory.
+        control: Its control page as words.
         dags: The open directory of DAGs.
         trash: The open directory of DAGs on their way in or out.
         pool: The open directory of emptied segments.
@@ -170,24 +172,45 @@ def _create(directory: Descriptor, path: str) -> None:
             pass
     for name in (names.LIFECYCLE_LOCK, names.LEDGER_LOCK):
         Descriptor.open(name, os.O_RDWR | os.O_CREAT, within=directory.fd)
-    _write_control(directory)
+    file = Descriptor.open(".", os.O_TMPFILE | os.O_RDWR, within=directory.fd)
+    files.write_all(file.fd, [_control_page()])
+    try:
+        if here.lost:
+            raise refused()
+        source = f"/proc/self/fd/{file.fd}"
+        os.link(source, names.CONTROL, dst_dir_fd=directory.fd, follow_symlinks=True)
+    except FileExistsError:
+        pass  # another process was faster, and may have mapped its page
 
 
-def _write_control(directory: Descriptor) -> None:
+def _control_page() -> bytes:
     boot = boot_id()
-    page = record.build_page(
-        {
-            record.MAGIC: MAGIC,
-            record.VERSION: record.FORMAT_VERSION,
-            BOOT_ID_LOW: boot & 0xFFFFFFFFFFFFFFFF,
-            BOOT_ID_HIGH: boot >> 64,
-            CREATED: time.time_ns(),
-        }
+    page = bytearray(
+        record.build_page(
+            {
+                record.MAGIC: MAGIC,
+                record.VERSION: record.FORMAT_VERSION,
+                BOOT_ID_LOW: boot & 0xFFFFFFFFFFFFFFFF,
+                BOOT_ID_HIGH: boot >> 64,
+                CREATED: time.time_ns(),
+            }
+        )
     )
-    aside = f".{names.CONTROL}-{os.urandom(8).hex()}"
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    page[SWEPT * 8 : SWEPT * 8 + 8] = now.to_bytes(8, "little")
+    return bytes(page)
+
+
+def _replace_control(directory: Descriptor) -> None:
+    """Replaces the control page. Under the lifecycle lock.
+
+    If the process dies here, the old page is still there, and the new one is left
+    aside; whoever holds the lifecycle lock may remove that.
+    """
+    aside = names.control_aside()
     file = files.create_file(directory, aside)
     try:
-        files.write_all(file.fd, [page])
+        files.write_all(file.fd, [_control_page()])
         files.rename(aside, directory, names.CONTROL, directory)
     except BaseException:
         files.unlink(directory, aside)
@@ -205,11 +228,7 @@ def _map_control(directory: Descriptor) -> memoryview:
 
 
 def _check_control(directory: Descriptor, path: str) -> None:
-    file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
-    try:
-        page = os.pread(file.fd, record.PAGE, 0)
-    finally:
-        file.close()
+    page = read_control(directory)
     newer = record.newer_version(page, MAGIC)
     if newer is not None:
         raise UnusableRoot(
@@ -217,14 +236,29 @@ def _check_control(directory: Descriptor, path: str) -> None:
             f"its format version {newer} is newer than {record.FORMAT_VERSION}, the newest "
             "that this version of shmstore reads; upgrade shmstore or give another root",
         )
-    fault = record.page_fault(page, MAGIC)
-    if fault is None and len(page) != record.PAGE:
-        fault = f"its size is {len(page):,} bytes"
+    fault = control_fault(page)
     if fault:
         raise CorruptValue(fault, os.path.join(path, names.CONTROL))
     stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
     if stored != boot_id():
         _clear_after_restart(directory)
+
+
+def read_control(directory: Descriptor) -> bytes:
+    """The bytes of a namespace's control page."""
+    file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
+    try:
+        return os.pread(file.fd, record.PAGE, 0)
+    finally:
+        file.close()
+
+
+def control_fault(page: bytes) -> str | None:
+    """Why a control page cannot be used, or None if it can."""
+    fault = record.page_fault(page, MAGIC)
+    if fault is None and len(page) != record.PAGE:
+        fault = f"its size is {len(page):,} bytes"
+    return fault
 
 
 def _clear_after_restart(directory: Descriptor) -> None:
@@ -238,9 +272,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
     def move_aside(_: None) -> None:
         trash = Descriptor.open(names.TRASH, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
         dags = Descriptor.open(names.DAGS, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
-        page_file = Descriptor.open(names.CONTROL, os.O_RDONLY, within=directory.fd)
-        page = os.pread(page_file.fd, record.PAGE, 0)
-        page_file.close()
+        page = read_control(directory)
         stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
         if stored == boot_id():
             return  # somebody else has done it
@@ -253,7 +285,7 @@ def _clear_after_restart(directory: Descriptor) -> None:
         _remove_spilled(directory)
         for name in os.listdir(trash.fd):
             files.remove_tree(trash, name)
-        _write_control(directory)
+        _replace_control(directory)
 
     lock.run(move_aside, None)
 
@@ -277,8 +309,8 @@ def _check_file_system(path: str) -> None:
     if path in _fit:
         return
     kind = mounts.file_system(path)
-    for refused, why in _REFUSED.items():
-        if kind == refused or kind.startswith(refused + "."):
+    for unfit, why in _REFUSED.items():
+        if kind == unfit or kind.startswith(unfit + "."):
             raise UnusableRoot(path, f"it is on {kind}, {why}; use /dev/shm or another tmpfs")
     _fit.add(path)
     if kind not in ("tmpfs", "ramfs"):

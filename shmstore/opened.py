@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shmstore import doorbell, lifecycle, names
+from shmstore import doorbell, expiry, lifecycle, names, upkeep
 from shmstore.errors import CorruptValue, StoreClosed, StoreFull
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
@@ -128,9 +128,12 @@ class OpenDags:
 
     def _keep(self, dag_id: str, manifest: Manifest) -> Manifest:
         kept = self.manifests.setdefault(dag_id, manifest)
-        if self._space is None:  # closed meanwhile
+        space = self._space
+        if space is None:  # closed meanwhile
             self.manifests = {}
             raise StoreClosed
+        expiry.keep_noting(kept)
+        upkeep.on_opening(space, kept)
         for oldest in list(self.manifests)[: -_most_open()]:
             if oldest != dag_id:
                 self.manifests.pop(oldest, None)

@@ -57,7 +57,7 @@ def claim(space: Namespace, nbytes: int) -> Claimed | None:
     If the process dies while it has it, the segment is in the pool as before.
     """
     fitting, smaller = [], []
-    for name, size, _ in _listed(space):
+    for name, size, _ in listed(space):
         if nbytes <= size <= 2 * nbytes:
             fitting.append((size, random.random(), name))
         elif nbytes // 2 <= size < nbytes:
@@ -108,7 +108,7 @@ def retire(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> N
     If the process dies before it, the segment is an orphan, which a sweep retires.
     """
     limit = space.pool_limit if nbytes >= SMALLEST else 0
-    if nbytes > limit or len(_listed(space)) >= _MOST_FILES:
+    if nbytes > limit or len(listed(space)) >= _MOST_FILES:
         discard(space, directory, name, nbytes)
         return
     aside = names.pooled_name(nbytes, int(time.clock_gettime(time.CLOCK_BOOTTIME)))
@@ -144,7 +144,7 @@ def _empty(file: Descriptor) -> None:
     reach("pool:emptied")
 
 
-def trim(space: Namespace, limit: int, before_s: float = 0.0) -> int:
+def trim(space: Namespace, limit: int) -> int:
     """Frees emptied segments, the oldest first, until at most ``limit`` bytes are left.
 
     Those that are viewed stay, and count.
@@ -152,16 +152,15 @@ def trim(space: Namespace, limit: int, before_s: float = 0.0) -> int:
     Args:
         space: The namespace.
         limit: Bytes to be left.
-        before_s: Frees those emptied before this time (CLOCK_BOOTTIME) in any case.
 
     Returns:
         Bytes freed.
     """
-    listed = sorted(_listed(space), key=lambda found: found[2])
-    total = sum(size for _, size, _ in listed)
+    found = sorted(listed(space), key=lambda one: one[2])
+    total = sum(size for _, size, _ in found)
     freed = 0
-    for name, size, emptied_s in listed:
-        if total <= limit and emptied_s >= before_s:
+    for name, size, _ in found:
+        if total <= limit:
             break
         nbytes = free(space, name)
         if nbytes is not None:
@@ -190,11 +189,11 @@ def free(space: Namespace, name: str) -> int | None:
 
 def kept(space: Namespace) -> int:
     """Bytes of emptied segments that are in the pool."""
-    return sum(size for _, size, _ in _listed(space))
+    return sum(size for _, size, _ in listed(space))
 
 
-def _listed(space: Namespace) -> list[tuple[str, int, int]]:
-    """Name, size and time of each emptied segment."""
+def listed(space: Namespace) -> list[tuple[str, int, int]]:
+    """Name, size and time (seconds, CLOCK_BOOTTIME) of each emptied segment."""
     found = []
     for name in os.listdir(space.pool.fd):
         facts = names.parse_pooled_name(name)

@@ -22,7 +22,10 @@ CLEARED = int.from_bytes(b"CLEARED.", "little")
 
 MAGIC, VERSION, CHECKSUM, GENERATION_LOW, GENERATION_HIGH, CREATED, ID_LENGTH = range(7)
 # On a cache line of their own: what changes.
-STATE, CURRENT, COUNTER, WAIT_DEADLINE, TTL, TOUCHED, SWEPT = range(8, 15)
+STATE, CURRENT, COUNTER, WAIT_DEADLINE = range(8, 12)
+# Seconds that the DAG is kept unused, 0 for ever; when it was last used, and last swept
+# by itself, CLOCK_BOOTTIME in nanoseconds.
+TTL, TOUCHED, SWEPT = range(12, 15)
 ID_OFFSET = 128
 
 # --- The log's page 0: word numbers ----------------------------------------------

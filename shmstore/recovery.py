@@ -96,8 +96,11 @@ def _redo(manifest: Manifest, view: View, freed: list[Retired]) -> View:
             reach("redo:slot")
     except IndexDamagedError:
         return rebuild_index(manifest)
+    # The dead writer may have counted a slot and not come to use it.
+    used = view.index.used()
     if here.lost:
         raise refused()
+    view.index.head[USED] = used
     log.words[INDEXED] = end
     manifest.control[COUNTER] += 1
     reach("redo:done")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from shmstore import lifecycle, names, pool, provenance, reading, segment, spill, writing
+from shmstore import lifecycle, names, pool, provenance, reading, segment, spill, upkeep, writing
 from shmstore.commit import Change, Replaced, commit
 from shmstore.errors import NotFound, StoreError, StoreFull
 from shmstore.files import EXHAUSTED
@@ -62,7 +62,7 @@ def relieve(space: Namespace, full: StoreFull, least: int) -> bool:
         return False  # it does not fit at all
     if pool.trim(space, 0):
         return True
-    if lifecycle.empty_trash(space) or space.ledger.recount() > 0:
+    if upkeep.on_full(space) or space.ledger.recount() > 0:
         return True
     short = max((full.asked or 0) + (full.kept or 0) - (full.free or 0), _LEAST_SHORT)
     in_memory = sorted(_in_memory(space), key=lambda found: found[1].created_ns)

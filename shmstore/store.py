@@ -9,9 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from shmstore import codecs, describing, lifecycle, names, reading, segment, stored
+from shmstore import (
+    codecs,
+    describing,
+    expiry,
+    lifecycle,
+    names,
+    reading,
+    segment,
+    stored,
+    sweep,
+)
 from shmstore.codecs.plain import quick
 from shmstore.commit import KEY, Change, Replaced, commit
 from shmstore.commit_small import put_small
@@ -26,6 +36,7 @@ from shmstore.opened import OpenDags
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.relief import with_relief
+from shmstore.report import GcReport
 from shmstore.segment import READ
 from shmstore.sizes import parse_size
 from shmstore.spill import set_place
@@ -35,6 +46,8 @@ from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+R = TypeVar("R")
 
 _MISSING: Final = object()
 
@@ -296,6 +309,43 @@ class Store(AsyncCalls, WaitingCalls):
         cleared = lifecycle.clear_dag(self._dags.space, dag_id)
         self._dags.forget(dag_id)
         return ClearReport(cleared)
+
+    # --- Looking after it ----------------------------------------------------------
+
+    def set_ttl(self, dag_id: str, seconds: float | None) -> None:
+        """Lets a DAG go once nobody has written to it or opened it for that long.
+
+        It goes with the next ``gc``, which also happens by itself. Holding a view or
+        having the DAG open does not count as use; writing and opening it do.
+
+        Args:
+            dag_id: The DAG, created if need be.
+            seconds: Rounded up to whole ones; None or 0 to keep it for ever. A DAG that is
+                cleared and used again begins without one.
+
+        If the process dies here, it is either set or not.
+        """
+        self._dags.write(dag_id, expiry.set_ttl, expiry.checked_seconds(seconds, "seconds"))
+
+    def gc(self, dry_run: bool = False, *, older_than: float | None = None) -> GcReport:
+        """Frees what nobody needs: what killed processes left behind, and what has expired.
+
+        Safe beside any number of processes that use the store, and by itself done now
+        and then on opening a DAG and when there is no room.
+
+        Args:
+            dry_run: Only tell what would be freed.
+            older_than: Seconds; DAGs without a ``set_ttl`` of their own go, too, if they
+                have been neither written to nor opened for that long.
+
+        Returns:
+            What was freed and why, and what could not be looked at: a damaged DAG does
+            not stop the rest.
+
+        If the process dies here, what is left is freed by the next gc.
+        """
+        older = None if older_than is None else expiry.checked_seconds(older_than, "older_than")
+        return sweep.gc(self._dags.space, sweep.Order(bool(dry_run), older, pool_kept_s=0.0))
 
     # --- Looking -------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shmstore.entry import ClearReport, Entry
+    from shmstore.report import GcReport
     from shmstore.store import Store
 
 
@@ -68,3 +69,7 @@ class AsyncCalls:
     async def clear_async(self, dag_id: str) -> ClearReport:
         """As ``clear``."""
         return await in_thread(self._sync().clear, dag_id)
+
+    async def gc_async(self, dry_run: bool = False, *, older_than: float | None = None) -> GcReport:
+        """As ``gc``."""
+        return await in_thread(self._sync().gc, dry_run, older_than=older_than)

@@ -7,14 +7,16 @@ killed at each. ``commits_at`` is the step from which on the operation has happe
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import shmstore
-from shmstore import compaction, doorbell
+from shmstore import compaction, doorbell, record
 from tests import reading_files
 from tests.fault import killing
 
@@ -178,9 +180,47 @@ def _killed_clearing(root: str, values: dict[str, Any]) -> None:
     values.clear()
 
 
+def set_word(path: Path, word: int, value: int) -> None:
+    """Stores a word of a page in its file, as no call of the store would."""
+    fd = os.open(path, os.O_RDWR)
+    os.pwrite(fd, value.to_bytes(8, "little"), word * 8)
+    os.close(fd)
+
+
+def age(root: str, dag_id: str, seconds: float) -> None:
+    """Makes a DAG look as if it had last been used so long before."""
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    manifest = reading_files.read(root, dag_id).manifest
+    set_word(manifest, record.TOUCHED, now - int(seconds * 1e9))
+
+
+def _litter(root: str, values: dict[str, Any]) -> None:
+    """Leaves one of everything that killed processes leave."""
+    _killed_growing(root, values)  # an index
+    killing.kill_at("commit:named", 1, lambda: shmstore.Store(root).put_many(WORK, _MANY))
+    killing.kill_at("create:whole", 1, lambda: shmstore.Store(root).put("another", "a", 1))
+    shmstore.Store(root).put("other", "a", 1)
+    killing.kill_at("clear:renamed", 1, lambda: shmstore.Store(root).clear("other"))
+
+
+def _left_to_the_next(root: str, values: dict[str, Any]) -> None:
+    """Leaves an orphan and an index, and a DAG that has not been swept for long."""
+    _killed_growing(root, values)
+    killing.kill_at("commit:named", 1, lambda: shmstore.Store(root).put(WORK, "new", large(3)))
+
+
+def _long_unswept(root: str) -> None:
+    set_word(reading_files.read(root, WORK).manifest, record.SWEPT, 0)
+
+
+def _kept_a_second(root: str, _: dict[str, Any]) -> None:
+    shmstore.Store(root).set_ttl(WORK, 1)
+
+
 _SECOND = 180  # enough for the index to grow a second time
 _CREATE = (
     "create:directory",
+    "create:claimed",
     "create:log-created",
     "create:log-written",
     "create:index-created",
@@ -203,6 +243,7 @@ _COMPACT = (
 _CLEAR = ("clear:locked", "clear:marked", "clear:counted", "clear:renamed", "clear:freed")
 _REDO_SLOT = ("commit:slot-hash", "redo:slot")
 _REDO_MANY = ("commit:locked", "redo:begin", *_REDO_SLOT * len(_MANY), "redo:done")
+_FREE = (*("sweep:file",) * 4, "sweep:directory")
 _AFTER_REDO = (*_INLINE[1:], *_NEW_SLOT, *_END)
 
 SCENARIOS = {
@@ -284,7 +325,7 @@ SCENARIOS = {
         lambda store: store.put("fresh", "new", 1),
         (*_CREATE, *_INLINE, *_NEW_SLOT, *_END),
         {"new": 1},
-        10,
+        11,
         lambda _, values: values.clear(),
         dag_id="fresh",
     ),
@@ -348,7 +389,7 @@ SCENARIOS = {
         _put("new", 3),
         ("clear:renamed", *_CREATE, *_INLINE, *_NEW_SLOT, *_END),
         {"new": 3},
-        11,
+        12,
         _killed_clearing,
     ),
     "clear-cleared": Scenario(
@@ -358,6 +399,51 @@ SCENARIOS = {
         prepare=_killed_clearing,
         clears=True,
     ),
+    # Sweeping changes no value, so it has happened before it begins.
+    "gc": Scenario(
+        lambda store: store.gc(),
+        (
+            *("sweep:locked", "sweep:locked", "sweep:leftover", "sweep:orphan", "sweep:orphan"),
+            *_FREE * 2,
+        ),
+        commits_at=0,
+        prepare=_litter,
+        orphans=2,
+    ),
+    "gc-gap": Scenario(
+        lambda store: store.gc(),
+        ("sweep:locked", *_REDO_MANY[1:], "sweep:locked", "sweep:orphan"),
+        commits_at=0,
+        prepare=_killed("commit:tail", _put_many, _MANY),
+        orphans=1,
+    ),
+    "gc-cleared": Scenario(
+        lambda store: store.gc(),
+        ("sweep:locked", "clear:renamed", *("sweep:file",) * 7, "sweep:directory"),
+        commits_at=0,
+        prepare=_killed_clearing,
+        clears=True,
+    ),
+    "gc-expired": Scenario(
+        lambda store: store.gc(),
+        (
+            *("sweep:locked", "clear:locked", "clear:marked", "clear:renamed"),
+            *("sweep:file",) * 7,
+            "sweep:directory",
+        ),
+        commits_at=2,
+        prepare=_kept_a_second,
+        just_before=lambda root: age(root, WORK, 5),
+        clears=True,
+    ),
+    "sweep-on-opening": Scenario(
+        lambda store: store.count(WORK),
+        ("sweep:stamped", "sweep:locked", "sweep:leftover", "sweep:orphan"),
+        commits_at=0,
+        prepare=_left_to_the_next,
+        just_before=_long_unswept,
+    ),
+    "set-ttl": Scenario(lambda store: store.set_ttl(WORK, 1000), ("ttl:stored",), commits_at=0),
 }
 
 # A commit of many records is not killed at each of its slots.
