@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shmstore
-from shmstore import lock
+from shmstore import check, lock
 from tests import reading_files
 from tests.fault.killing import call, kill_at
 from tests.fault.scenarios import KILLS, SCENARIOS, Scenario, begin
@@ -58,7 +59,25 @@ def _victim(root: str, scenario: Scenario, point: str, occurrence: int) -> dict[
 def _gc(root: str) -> tuple[shmstore.GcReport, shmstore.GcReport, shmstore.GcReport]:
     lock.TIMEOUT_S = 5.0
     store = shmstore.Store(root)
-    return store.gc(dry_run=True), store.gc(), store.gc()
+    reports = store.gc(dry_run=True), store.gc(), store.gc()
+    assert store.check() == []
+    return reports
+
+
+#: What a killed process may leave; all of it is derived or garbage.
+_LEFT = {"gap", "index", "orphan", "leftover", "trash", "abandoned", "cleared"}
+
+
+def _check_and_fix(root: str) -> None:
+    lock.TIMEOUT_S = 5.0
+    check.PATIENCE_S = 0.0  # nobody else is at work
+    store = shmstore.Store(root)
+    found = store.check()
+    assert {one.kind for one in found} <= _LEFT
+    fixed = store.check(fix=True)
+    assert [one.kind for one in fixed] == [one.kind for one in found]
+    assert all(one.fixed for one in fixed), fixed
+    assert store.check() == []
 
 
 @pytest.mark.parametrize(
@@ -66,10 +85,18 @@ def _gc(root: str) -> tuple[shmstore.GcReport, shmstore.GcReport, shmstore.GcRep
     [pytest.param(n, s, id=f"{n}-{s}-{SCENARIOS[n].steps[s]}") for n, s in KILLS],
 )
 def test_after_a_kill_gc_leaves_what_live_values_need(root: str, name: str, step: int) -> None:
-    """Wherever a process is killed, the next gc frees what it left, all of it and no more."""
+    """Wherever a process is killed, the next gc frees what it left, all of it and no more.
+
+    A check tells what it is, and repairs it as well.
+    """
     scenario = SCENARIOS[name]
     point = scenario.steps[step]
     before = call(_victim, root, scenario, point, scenario.steps[: step + 1].count(point))
+    twin = f"{root}/twin"
+    shutil.copytree(f"{root}/default", f"{twin}/default")
+    call(_check_and_fix, twin)
+    only_what_is_needed(twin)
+    shutil.rmtree(twin)
     took = footprint(root)
     would, did, again = call(_gc, root)
     only_what_is_needed(root)

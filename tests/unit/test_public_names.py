@@ -32,6 +32,9 @@ SIGNATURES = {
     "ref": "(dag_id, id)",
     "explain": "(dag_id, id)",
     "stats": "()",
+    "set_ttl": "(dag_id, seconds)",
+    "gc": "(dry_run=False, *, older_than=None)",
+    "check": "(fix=False)",
     "close": "()",
     "put_async": "(dag_id, id, value, *, deps=(), overwrite=True)",
     "put_many_async": "(dag_id, values, *, overwrite=True)",
@@ -41,6 +44,8 @@ SIGNATURES = {
     "delete_async": "(dag_id, id)",
     "delete_many_async": "(dag_id, ids)",
     "clear_async": "(dag_id)",
+    "gc_async": "(dry_run=False, *, older_than=None)",
+    "check_async": "(fix=False)",
     "root": "property",
     "namespace": "property",
 }
@@ -90,7 +95,16 @@ def test_everything_public_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [shmstore.DagInfo, shmstore.ClearReport, shmstore.Explanation, shmstore.StoreStats]
+    "kind",
+    [
+        shmstore.DagInfo,
+        shmstore.ClearReport,
+        shmstore.Explanation,
+        shmstore.StoreStats,
+        shmstore.GcReport,
+        shmstore.GcAction,
+        shmstore.Finding,
+    ],
 )
 def test_reports_are_frozen(kind: type) -> None:
     """What the store tells about itself cannot be changed by accident."""
