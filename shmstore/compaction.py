@@ -14,7 +14,7 @@ from shmstore.forked import here
 from shmstore.index import Index, IndexDamagedError
 from shmstore.log import Log
 from shmstore.manifest import Manifest
-from shmstore.record import CHECKPOINT, CURRENT, LENGTH_WORD, PAGE, PUT, TAIL
+from shmstore.record import CHECKPOINT, CURRENT, LENGTH_WORD, PAGE, PUT, TAIL, Totals
 from shmstore.view import View
 
 #: Dead bytes of a log below which compacting it is not worth it.
@@ -35,10 +35,16 @@ def when_worth_it(manifest: Manifest, view: View, old_log: Log, dead: int) -> No
         manifest.compact_at = dead + FLOOR  # not again at once
 
 
-def compact(manifest: Manifest, view: View, old_log: Log) -> View:
+def compact(manifest: Manifest, view: View, old_log: Log, recounted: Totals | None = None) -> View:
     """Writes a new log of the live records and an index over it; makes them current.
 
     Records are moved as they are; only a checkpoint with the new totals is added.
+
+    Args:
+        manifest: The DAG.
+        view: Its current files.
+        old_log: The log, mapped up to its tail.
+        recounted: The totals, where those in the log are not to be believed.
 
     If the process dies before ``current`` is stored, nothing has changed; after
     that, only the old files are left over.
@@ -49,7 +55,7 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     tail = old_log.words[TAIL]
     hashes, offsets, sizes = _live_records(view, old_log, tail)
     starts = np.cumsum(sizes) - sizes
-    totals = old_log.totals(tail)
+    totals = recounted or old_log.totals(tail)
     if len(hashes) != totals.live:
         # Something is damaged. In the old files it can be seen, so they are kept.
         raise IndexDamagedError("the index and the totals count differently")

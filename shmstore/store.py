@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shmstore import (
+    check,
     codecs,
     describing,
     expiry,
@@ -36,7 +37,7 @@ from shmstore.opened import OpenDags
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.relief import with_relief
-from shmstore.report import GcReport
+from shmstore.report import Finding, GcReport
 from shmstore.segment import READ
 from shmstore.sizes import parse_size
 from shmstore.spill import set_place
@@ -346,6 +347,24 @@ class Store(AsyncCalls, WaitingCalls):
         """
         older = None if older_than is None else expiry.checked_seconds(older_than, "older_than")
         return sweep.gc(self._dags.space, sweep.Order(bool(dry_run), older, pool_kept_s=0.0))
+
+    def check(self, fix: bool = False) -> list[Finding]:
+        """Looks for whatever is not as it should be, in every DAG of the namespace.
+
+        Manifests are held against segments and segments against manifests, indexes
+        against logs, records against their checksums, totals against what is counted.
+        Beside writers at work nothing is reported that only they explain.
+
+        Args:
+            fix: Repair what is derived, and free what gc would free. What is lost is
+                reported with its id, and stays.
+
+        Returns:
+            The findings; none if all is well.
+
+        If the process dies here, each repair is either done or not.
+        """
+        return check.check(self._dags.space, bool(fix))
 
     # --- Looking -------------------------------------------------------------------
 

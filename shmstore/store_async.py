@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from shmstore.entry import ClearReport, Entry
-    from shmstore.report import GcReport
+    from shmstore.report import Finding, GcReport
     from shmstore.store import Store
 
 
@@ -73,3 +73,7 @@ class AsyncCalls:
     async def gc_async(self, dry_run: bool = False, *, older_than: float | None = None) -> GcReport:
         """As ``gc``."""
         return await in_thread(self._sync().gc, dry_run, older_than=older_than)
+
+    async def check_async(self, fix: bool = False) -> list[Finding]:
+        """As ``check``."""
+        return await in_thread(self._sync().check, fix)

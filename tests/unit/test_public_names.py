@@ -35,6 +35,9 @@ SIGNATURES = {
     "ref": "(dag_id, id)",
     "explain": "(dag_id, id)",
     "stats": "()",
+    "set_ttl": "(dag_id, seconds)",
+    "gc": "(dry_run=False, *, older_than=None)",
+    "check": "(fix=False)",
     "close": "()",
     "put_async": "(dag_id, id, value, *, deps=(), overwrite=True)",
     "put_many_async": "(dag_id, values, *, overwrite=True)",
@@ -47,6 +50,8 @@ SIGNATURES = {
     "wait_async": "(dag_id, id, timeout=None, *, mode='read')",
     "wait_many_async": "(dag_id, ids, timeout=None, *, mode='read')",
     "watch_async": "(dag_id, *, since=None, timeout=None)",
+    "gc_async": "(dry_run=False, *, older_than=None)",
+    "check_async": "(fix=False)",
     "root": "property",
     "namespace": "property",
 }
@@ -96,7 +101,16 @@ def test_everything_public_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [shmstore.DagInfo, shmstore.ClearReport, shmstore.Explanation, shmstore.StoreStats]
+    "kind",
+    [
+        shmstore.DagInfo,
+        shmstore.ClearReport,
+        shmstore.Explanation,
+        shmstore.StoreStats,
+        shmstore.GcReport,
+        shmstore.GcAction,
+        shmstore.Finding,
+    ],
 )
 def test_reports_are_frozen(kind: type) -> None:
     """What the store tells about itself cannot be changed by accident."""
