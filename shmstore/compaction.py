@@ -53,9 +53,9 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     if len(hashes) != totals.live:
         # Something is damaged. In the old files it can be seen, so they are kept.
         raise IndexDamagedError("the index and the totals count differently")
-    homes = index.homes_for(len(hashes))
+    homes, index_bytes = index.homes_for(len(hashes)), index.size_for(len(hashes))
     directory, generation = manifest.directory, manifest.generation
-    files.check_free(directory, int(sizes.sum()) + 2 * PAGE + homes * record.SLOT)
+    files.check_free(directory, int(sizes.sum()) + 4 * PAGE + index_bytes)
     length = record.SMALLEST
     checksum, body = record.encode(
         CHECKPOINT, 0, 0, 0, 0, 0, 0, 0, 0, b"",
@@ -68,7 +68,15 @@ def compact(manifest: Manifest, view: View, old_log: Log) -> View:
     current = view.current
     log_number, index_number = (current >> 32) + 1, (current & 0xFFFFFFFF) + 1
     try:
-        log.create(directory, log_number, generation, runs, int(sizes.sum()) + length, "compact")
+        log.create(
+            directory,
+            log_number,
+            generation,
+            runs,
+            int(sizes.sum()) + length,
+            "compact",
+            beside=index_bytes,
+        )
         index.create(
             directory,
             index_number,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from shmstore import files, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
-from shmstore.errors import CorruptValue
+from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import create_file, map_shared, write_all
 from shmstore.forked import here, refused
 from shmstore.record import INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
@@ -176,8 +176,12 @@ def create(
     body: list[memoryview | bytes],
     body_size: int,
     during: str,
+    beside: int = 0,
 ) -> None:
     """Writes ``log.<number>`` with ``body`` as its committed records.
+
+    There is room for a quarter more, if as much again and ``beside`` stay free, else
+    for a few deletes.
 
     Nobody uses the file until the manifest's ``current`` names it; if the process
     dies here, the next writer that needs the number replaces the leftover.
@@ -200,10 +204,12 @@ def create(
     try:
         reach(f"{during}:log-created")
         write_all(file.fd, [bytes(page), *body])
+        more = end // 4
         try:
-            os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + end // 4)))
-        except OSError:
-            os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + RESERVE)))
+            files.check_free(directory, more, more + beside)
+        except StoreFull:
+            more = RESERVE
+        os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + more)))
         reach(f"{during}:log-written")
     except BaseException:
         if not here.lost:
