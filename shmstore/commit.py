@@ -155,7 +155,8 @@ def _commit(
     # By a name of its own: readers of this process may set view.log meanwhile.
     log, index = view.log, view.index
     if tail + size > log.size or (growing and index.head[USED] + len(changes) > index.limit):
-        view, log = with_room(manifest, view, size, len(changes) if growing else 0)
+        del view, log, index  # else they would keep what a compaction is to free
+        view, log = with_room(manifest, size, len(changes) if growing else 0)
         index = view.index
         tail = log.words[TAIL]
 

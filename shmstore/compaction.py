@@ -59,9 +59,9 @@ def compact(manifest: Manifest, view: View, old_log: Log, recounted: Totals | No
     if len(hashes) != totals.live:
         # Something is damaged. In the old files it can be seen, so they are kept.
         raise IndexDamagedError("the index and the totals count differently")
-    homes = index.homes_for(len(hashes))
+    homes, index_bytes = index.homes_for(len(hashes)), index.size_for(len(hashes))
     directory, generation = manifest.directory, manifest.generation
-    files.check_free(directory, int(sizes.sum()) + 2 * PAGE + homes * record.SLOT)
+    files.check_free(directory, int(sizes.sum()) + 4 * PAGE + index_bytes)
     length = record.SMALLEST
     checksum, body = record.encode(
         CHECKPOINT, 0, 0, 0, 0, 0, 0, 0, 0, b"",
@@ -76,7 +76,14 @@ def compact(manifest: Manifest, view: View, old_log: Log, recounted: Totals | No
     log_number, index_number = (current >> 32) + 1, (current & 0xFFFFFFFF) + 1
     try:
         log.create(
-            directory, log_number, generation, runs, int(sizes.sum()) + length, "compact", ledger
+            directory,
+            log_number,
+            generation,
+            runs,
+            int(sizes.sum()) + length,
+            "compact",
+            ledger,
+            beside=index_bytes,
         )
         index.create(
             directory,

@@ -26,6 +26,7 @@ from shmstore.ledger import Ledger
 from shmstore.record import EMPTY, HOMES, INDEX_HEADER, INDEX_MAGIC, ROOM, SLOT, USED
 
 FIRST_HOMES = 256
+_PADDING = 1024  # slots behind the homes, at most
 _TAG = np.uint64(65521)
 _WORDS = Any  # an array of uint64
 
@@ -115,6 +116,12 @@ def homes_for(keys: int) -> int:
     return homes
 
 
+def size_for(keys: int) -> int:
+    """Bytes of an index over so many keys, unless many of them share a home."""
+    homes = homes_for(keys)
+    return INDEX_HEADER + (homes + min(homes, _PADDING)) * SLOT
+
+
 def build(hashes: _WORDS, offsets: _WORDS, homes: int, spare: int = 0) -> tuple[_WORDS, int, int]:
     """Places distinct keys into a table of at least ``homes`` home slots.
 
@@ -138,7 +145,7 @@ def build(hashes: _WORDS, offsets: _WORDS, homes: int, spare: int = 0) -> tuple[
     places = np.maximum.accumulate(home[order].astype(np.int64) - rank) + rank
     # Chains do not wrap, so however many keys share a home, they must fit behind it.
     end = int(places[-1]) + 1 if count else 0
-    room = max(homes, end) + min(homes, 1024) + spare
+    room = max(homes, end) + min(homes, _PADDING) + spare
     table = np.empty((room, 2), dtype=np.uint64)
     table[:, 0] = EMPTY
     table[:, 1] = 0

@@ -195,8 +195,12 @@ def create(
     body_size: int,
     during: str,
     ledger: Ledger,
+    beside: int = 0,
 ) -> None:
     """Writes ``log.<number>`` with ``body`` as its committed records.
+
+    There is room for a quarter more, if as much again and ``beside`` stay free, else
+    for a few deletes.
 
     Nobody uses the file until the manifest's ``current`` names it; if the process
     dies here, the next writer that needs the number replaces the leftover.
@@ -216,21 +220,19 @@ def create(
     )
     for word in (TAIL, INDEXED):
         page[word * 8 : word * 8 + 8] = end.to_bytes(8, "little")
-    generous = max(FIRST_SIZE, _whole_pages(end + end // 4))
-    enough = max(FIRST_SIZE, _whole_pages(end + RESERVE))
+    more = end // 4
     try:
-        reserved = ledger.reserve(generous)
+        files.check_free(directory, end + more, more + beside)
+        reserved = ledger.reserve(max(FIRST_SIZE, _whole_pages(end + more)), more + beside)
     except StoreFull:
-        reserved, generous = ledger.reserve(enough), enough
+        more = RESERVE
+        reserved = ledger.reserve(max(FIRST_SIZE, _whole_pages(end + more)))
     file = None
     try:
         file = create_file(directory, names.log_name(number))
         reach(f"{during}:log-created")
         write_all(file.fd, [bytes(page), *body])
-        try:
-            os.posix_fallocate(file.fd, 0, generous)
-        except OSError:
-            os.posix_fallocate(file.fd, 0, enough)
+        os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + more)))
         reach(f"{during}:log-written")
     except BaseException:
         if not here.lost:
