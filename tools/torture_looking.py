@@ -1,0 +1,183 @@
+"""What the runner looks at when nobody is at work, and what the witness looks at always."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tests import reading_files
+from tools import torture_values as values
+from tools.torture_history import Fault, Place
+from tools.torture_ledger import Ledger
+from tools.torture_scene import BROKEN, Scene
+
+_PAGE = 4096
+_VIEWS = 40
+_PROBE = "probe"
+
+
+@dataclass
+class Found:
+    """What one look at everything has found.
+
+    Attributes:
+        versions: By place, of all values that are there.
+        faults: What is wrong in itself.
+        shared_memory: Bytes that the root's files take.
+        needed: Bytes that the values take which are there.
+        orphans: Segments without a record.
+    """
+
+    versions: dict[Place, int] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    shared_memory: int = 0
+    needed: int = 0
+    orphans: int = 0
+
+
+def look_to(path: str, look: Callable[[], Found]) -> NoReturn:
+    """In a forked process: writes to a file what a look has found, and exits."""
+    status = BROKEN
+    try:
+        with open(path, "wb") as file:
+            pickle.dump(look(), file)
+        status = 0
+    except BaseException:
+        with open(path, "wb") as file:
+            pickle.dump(Found(faults=[Fault(traceback.format_exc())]), file)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def look_at_all(scene: Scene, asked: Iterable[Place]) -> Found:
+    """Reads every value, whichever way it can be asked for, and then the files.
+
+    Args:
+        scene: The run.
+        asked: Places that may have a value, besides those that are listed.
+    """
+    found = Found()
+    store = scene.store()
+    listed: set[Place] = set()
+    for info in store.dags():
+        if info.fault:
+            found.faults.append(Fault(f"DAG {info.dag_id} cannot be read: {info.fault}"))
+        ids = list(store.ids(info.dag_id))
+        if len(set(ids)) != len(ids) or store.count(info.dag_id) != len(ids):
+            text = f"{info.dag_id} counts {store.count(info.dag_id)} values and lists {ids}"
+            found.faults.append(Fault(text, info.dag_id))
+        listed |= {(info.dag_id, id) for id in ids}
+    for place in sorted(listed.union(asked)):
+        value = store.get(*place, default=None)
+        if (value is None) == (place in listed) or store.has_value(*place) == (value is None):
+            text = f"get gives {value!r:.80}, listed is {place in listed}"
+            found.faults.append(Fault(text, *place))
+        if value is None:
+            continue
+        try:
+            found.versions[place] = values.check(scene.seed, *place, value)
+        except values.WrongValueError as error:
+            found.faults.append(Fault(f"half a value is stored: {error}", *place))
+    for info in store.dags():
+        # What dead writers left is seen by readers as it is, and settled by the next writer.
+        store.put(info.dag_id, _PROBE, "probe")
+        store.delete(info.dag_id, _PROBE)
+    _look_at_files(scene, found)
+    return found
+
+
+def _look_at_files(scene: Scene, found: Found) -> None:
+    dags = reading_files.read_namespace(scene.root)
+    for dag in dags.values():
+        found.faults += [Fault(fault, dag.dag_id) for fault in dag.faults]
+        found.orphans += len(dag.orphans)
+    in_files = {(dag.dag_id, id) for dag in dags.values() for id in dag.records}
+    if in_files != set(found.versions):
+        differing = sorted(in_files.symmetric_difference(found.versions))[:9]
+        found.faults.append(Fault(f"the files and the store differ in {differing}"))
+    found.shared_memory = allocated(scene.root)
+    found.needed = _PAGE + sum(_needed(dag) for dag in dags.values())
+
+
+def _needed(dag: reading_files.DagFiles) -> int:
+    """What a DAG's live entries take: three files, and the segments that are listed."""
+    pages = sum(-(-one.nbytes // _PAGE) * _PAGE for one in dag.records.values() if one.segment)
+    own = sum(path.stat().st_blocks * 512 for path in (dag.manifest, dag.log, dag.index))
+    return own + pages
+
+
+def allocated(root: str) -> int:
+    """Bytes of memory that the files below a root take."""
+    total = 0
+    for directory, _, names in os.walk(root):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:
+                continue
+            total += status.st_blocks * 512
+    return total
+
+
+def witness(scene: Scene, leave: Callable[[], bool]) -> NoReturn:
+    """A process that holds views of everybody's values throughout the run.
+
+    Its faults and the number of views that it has compared go into a ledger of its own.
+    """
+    status = BROKEN
+    ledger = Ledger(scene.ledgers, 1)
+    try:
+        chance = random.Random(f"{scene.seed}/witness")
+        held: list[tuple[str, str, int, Any]] = []
+        store = scene.store()
+        while not leave():
+            _take_one(scene, store, chance, held, ledger)
+            if len(held) > _VIEWS:
+                held.pop(chance.randrange(len(held)))
+            dag_id, id, version, view = chance.choice(held) if held else ("", "", 0, None)
+            if held and not values.same(view, values.make(scene.seed, dag_id, id, version)):
+                ledger.fault(f"the witness's view of version {version:#x} has changed", dag_id, id)
+            ledger.kept(bool(held))
+            time.sleep(0.005)
+        status = 0
+    except BaseException:
+        ledger.fault(f"the witness: {traceback.format_exc()}")
+    finally:
+        os._exit(status)
+
+
+def _take_one(
+    scene: Scene,
+    store: Any,
+    chance: random.Random,
+    held: list[tuple[str, str, int, Any]],
+    ledger: Ledger,
+) -> None:
+    dags = [info.dag_id for info in store.dags()]
+    if not dags:
+        return
+    dag_id = chance.choice(dags)
+    ids = list(store.ids(dag_id))
+    if not ids:
+        return
+    id = chance.choice(ids)
+    value = store.get(dag_id, id, default=None)
+    if value is None:
+        return
+    try:
+        held.append((dag_id, id, values.check(scene.seed, dag_id, id, value), value))
+    except values.WrongValueError as error:
+        ledger.fault(f"the witness read half a value: {error}", dag_id, id)
+
+
+def ledger_trace(scene: Scene, writer: int) -> Path:
+    """Where a worker writes its stack when it is asked for."""
+    return Path(scene.ledgers) / f"trace-{writer}"

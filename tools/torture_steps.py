@@ -1,0 +1,189 @@
+"""What workers do: at random, and what leads to each crash point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tools.torture_scene import AWAITED, AWAITED_IDS, SHARED
+from tools.torture_values import LINE, TINY
+from tools.torture_worker import Worker
+
+Step = Callable[[Worker], None]
+
+_MANY = 8
+_CROWD = 700  # new keys at once, more than a young index holds
+_WORN = 40
+_LONGEST = 3.0  # seconds that a worker lives
+
+
+def all_steps(worker: Worker) -> None:
+    """Everything until the worker's end: first what leads to its point, then at random."""
+    chance, plan, over = worker.chance, worker.plan, worker.scene
+    until = time.monotonic() + _LONGEST
+    leading = leading_to(plan.point)
+    for number in range(plan.steps):
+        if over.over or time.monotonic() > until:
+            break
+        if leading is not None and (number == 0 or chance.random() < 0.2):
+            worker.step(leading)
+        else:
+            worker.step(chance.choices(_DO, _WEIGHTS)[0])
+
+
+def _put(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.put(dag_id, worker.id(dag_id))
+
+
+def _put_new(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.put(dag_id, worker.id(dag_id), overwrite=False)
+
+
+def _several(worker: Worker, dag_id: str) -> list[str]:
+    count = worker.chance.randrange(1, _MANY)
+    return list(dict.fromkeys(worker.id(dag_id) for _ in range(count)))
+
+
+def _put_many(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.put_many(dag_id, _several(worker, dag_id))
+
+
+def _delete(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.delete(dag_id, worker.id(dag_id))
+
+
+def _delete_many(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.delete_many(dag_id, _several(worker, dag_id)[:3])
+
+
+def _get(worker: Worker) -> None:
+    dag_id = worker.chance.choice((worker.own, *SHARED, AWAITED))
+    id = f"{worker.chance.randrange(AWAITED_IDS)}" if dag_id == AWAITED else worker.id(dag_id)
+    worker.get(dag_id, id, worker.chance.choice(("read", "read", "copy")))
+
+
+def _hold(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.hold(dag_id, worker.id(dag_id))
+
+
+def _write_on_copy(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    worker.write_on_copy(dag_id, worker.id(dag_id))
+
+
+def _list(worker: Worker) -> None:
+    dag_id = worker.dag_id()
+    ids = list(worker.store.ids(dag_id))
+    if len(set(ids)) != len(ids):
+        worker.ledger.fault(f"ids of {dag_id} come twice: {ids}", dag_id)
+    for info in worker.store.dags():
+        if info.fault:
+            worker.ledger.fault(f"DAG {info.dag_id} is said to be damaged: {info.fault}")
+
+
+def _put_awaited(worker: Worker) -> None:
+    worker.put(AWAITED, f"{worker.chance.randrange(AWAITED_IDS)}")
+
+
+def _clear_own(worker: Worker) -> None:
+    worker.clear(worker.own)
+
+
+def _clear_shared(worker: Worker) -> None:
+    worker.clear(worker.chance.choice(SHARED))
+
+
+def _wear(worker: Worker) -> None:
+    """Overwrites until the log is compacted."""
+    ids = [f"{LINE}-{n}" for n in range(3)]
+    for _ in range(_WORN):
+        worker.put_many(worker.own, ids)
+
+
+def _crowd(worker: Worker) -> None:
+    """Gives a young index more keys than it has room for."""
+    worker.clear(worker.own)
+    worker.put(worker.own, "id-0")
+    worker.put_many(worker.own, [f"{TINY}-{n}" for n in range(_CROWD)])
+
+
+def _lengthen(worker: Worker) -> None:
+    """Puts new small values until the log is extended."""
+    for n in range(_WORN):
+        worker.put_many(worker.own, [f"{LINE}-{n}-{m}" for m in range(6)])
+
+
+def _create(worker: Worker) -> None:
+    worker.clear(worker.own)
+    worker.put(worker.own, worker.id(worker.own))
+
+
+def _kill_one_before_the_index(worker: Worker) -> None:
+    """Lets a child die between its commit and the index, and goes on after it."""
+    point = worker.chance.choice(("commit:tail", "commit:slot-hash", "commit:slot"))
+    worker.kill_a_child_at(point, _put_or_delete_own)
+    worker.put(worker.own, worker.id(worker.own))
+
+
+def _put_or_delete_own(worker: Worker) -> None:
+    if worker.chance.random() < 0.7:
+        worker.put_many(worker.own, _several(worker, worker.own))
+    else:
+        worker.delete(worker.own, worker.id(worker.own))
+
+
+def _damage_index(worker: Worker) -> None:
+    """Flips a bit of a slot of its own DAG, and writes there."""
+    worker.put(worker.own, "id-0")
+    worker.damage_slot("id-0")
+    worker.put(worker.own, "id-0")
+
+
+#: What leads to the crash points whose names begin so.
+LEADING: dict[str, Step] = {
+    "segment": _put,
+    "commit": _put,
+    "redo": _kill_one_before_the_index,
+    "extend": _lengthen,
+    "grow": _crowd,
+    "rebuild": _damage_index,
+    "compact": _wear,
+    "create": _create,
+    "clear": _clear_own,
+}
+
+
+def leading_to(point: str | None) -> Step | None:
+    """What leads to a crash point; None for what the common mix gets to."""
+    return None if point is None else LEADING.get(point.partition(":")[0])
+
+
+_MIX: dict[Step, float] = {
+    _put: 30,
+    _put_new: 4,
+    _put_many: 8,
+    _delete: 8,
+    _delete_many: 3,
+    _get: 25,
+    _hold: 12,
+    Worker.look_at_views: 3,
+    _write_on_copy: 3,
+    _list: 2,
+    _put_awaited: 2,
+    _clear_own: 0.7,
+    _clear_shared: 0.2,
+    _wear: 0.3,
+    _crowd: 0.1,
+    _lengthen: 0.2,
+    _kill_one_before_the_index: 0.3,
+    _damage_index: 0.3,
+    Worker.reopen: 0.5,
+    Worker.fork: 0.5,
+}
+_DO, _WEIGHTS = list(_MIX), list(_MIX.values())
