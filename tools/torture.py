@@ -28,7 +28,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,7 +36,7 @@ import shmstore
 from tools import torture_family as family
 from tools import torture_values as values
 from tools.torture_run import Summary, Torture
-from tools.torture_scene import Scene
+from tools.torture_scene import INTERRUPTED, Scene
 
 _WARMING = 40  # values, enough for each kind
 _SHOWN = 5  # faults
@@ -52,17 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
     above = options.root or "/dev/shm"
     root = tempfile.mkdtemp(prefix=f"shmstore-torture-{os.getpid()}-", dir=above)
     ledgers = tempfile.mkdtemp(prefix=f"shmstore-torture-{os.getpid()}-")
-    signal.signal(signal.SIGTERM, _leave)
     family.adopt_orphans()
-    scene = Scene(seed, root, ledgers, mmap.mmap(-1, mmap.PAGESIZE), partial(shmstore.Store, root))
+    told = mmap.mmap(-1, mmap.PAGESIZE)
+    scene = Scene(seed, root, ledgers, told, partial(shmstore.Store, root))
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Raising here might raise in a callback of a fork, where it would be ignored.
+        told[INTERRUPTED] = 1
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
     keep = False
     try:
         _warm_up(root)
         summary = Torture(scene, options.workers).run(options.seconds, options.kills)
         keep = bool(summary.faults)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     finally:
         family.end_all()
         shutil.rmtree(ledgers, ignore_errors=True)
@@ -71,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(_as_json(summary) if options.json else _as_text(summary))
     if keep:
         print(f"repeat with --seed {seed}; the store is kept in {root}")
+    if scene.interrupted:
+        print("interrupted", file=sys.stderr)
+        return 130
     return int(keep)
 
 
@@ -125,10 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", help="directory for the store (/dev/shm)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

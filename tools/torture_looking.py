@@ -127,7 +127,7 @@ def allocated(root: str) -> int:
     return total
 
 
-def witness(scene: Scene, leave: Callable[[], bool]) -> NoReturn:
+def witness(scene: Scene) -> NoReturn:
     """A process that holds views of everybody's values throughout the run.
 
     Its faults and the number of views that it has compared go into a ledger of its own.
@@ -138,7 +138,7 @@ def witness(scene: Scene, leave: Callable[[], bool]) -> NoReturn:
         chance = random.Random(f"{scene.seed}/witness")
         held: list[tuple[str, str, int, Any]] = []
         store = scene.store()
-        while not leave():
+        while not scene.ending:
             _take_one(scene, store, chance, held, ledger)
             if len(held) > _VIEWS:
                 held.pop(chance.randrange(len(held)))

@@ -22,7 +22,7 @@ from tools import torture_ledger as ledger
 from tools import torture_looking as looking
 from tools.torture_family import Process
 from tools.torture_history import Fault, History
-from tools.torture_scene import BROKEN, MISSED, Plan, Scene
+from tools.torture_scene import BROKEN, LEAVE, MISSED, OVER, Plan, Scene
 from tools.torture_steps import all_steps
 from tools.torture_worker import run
 
@@ -32,7 +32,6 @@ PATIENCE_S = 60.0
 _ROUND_S = 2.0
 _FIRST_WRITER = 16
 _NUMBERS_EACH = 16  # a worker's, and those of the children that it forks
-_OVER, _LEAVE = 0, 1  # bytes of the memory by which all are told
 
 
 @dataclass
@@ -107,22 +106,19 @@ class Torture:
         start = time.monotonic()
         until = start + seconds
         with self._witness():
-            while not self.summary.faults and time.monotonic() < until:
-                if kills is not None and self.summary.kills.total() >= kills:
-                    break
+            while self._goes_on(until, kills):
                 self._round(min(until, time.monotonic() + _ROUND_S), kills)
         self.summary.seconds = time.monotonic() - start
         return self.summary
 
     @contextmanager
     def _witness(self) -> Iterator[None]:
-        self._scene.stop[_LEAVE] = 0
-        leave = lambda: bool(self._scene.stop[_LEAVE])  # noqa: E731
-        self._holder = family.fork(lambda: looking.witness(self._scene, leave))
+        self._scene.stop[LEAVE] = 0
+        self._holder = family.fork(lambda: looking.witness(self._scene))
         try:
             yield
         finally:
-            self._scene.stop[_LEAVE] = 1
+            self._scene.stop[LEAVE] = 1
             if not self._holder.reap(PATIENCE_S):
                 self._hangs("the witness", self._holder, 1)
             self._take_ledgers(monotonic_ns())
@@ -134,22 +130,26 @@ class Torture:
     # --- A round -------------------------------------------------------------------
 
     def _round(self, until: float, kills: int | None) -> None:
-        self._scene.stop[_OVER] = 0
+        self._scene.stop[OVER] = 0
         try:
             for slot in range(self._workers):
                 self._start(slot)
-            while time.monotonic() < until and not self.summary.faults:
-                if kills is not None and self.summary.kills.total() >= kills:
-                    break
+            while self._goes_on(until, kills):
                 self._wait_and_signal(until)
                 for slot, one in list(self._running.items()):
                     if one.process.reap(0):
                         self._ended(one)
                         self._start(slot)
         finally:
-            self._scene.stop[_OVER] = 1
+            self._scene.stop[OVER] = 1
             self._let_all_end()
         self._look()
+
+    def _goes_on(self, until: float, kills: int | None) -> bool:
+        summary = self.summary
+        enough = kills is not None and summary.kills.total() >= kills
+        over = time.monotonic() >= until or self._scene.interrupted
+        return not (over or enough or summary.faults)
 
     def _start(self, slot: int) -> None:
         plan = self._plan(slot)

@@ -12,6 +12,9 @@ SHARED = ("shared-0", "shared-1")
 AWAITED = "awaited"
 OWN_IDS, SHARED_IDS, CONTENDED_IDS, AWAITED_IDS = 24, 6, 6, 8
 
+#: Bytes of the memory by which all are told.
+OVER, LEAVE, INTERRUPTED = 0, 1, 2
+
 #: How a worker ends when something is wrong with the runner or the store.
 BROKEN = 3
 #: How it ends when it did not get to the point at which it was to be killed.
@@ -26,7 +29,8 @@ class Scene:
         seed: Of the run.
         root: The store's.
         ledgers: Directory of the ledgers.
-        stop: Memory shared by all; its first byte says that the round is over.
+        stop: Memory shared by all: a byte each for "the round is over", "the run is over"
+            and "somebody wants the run to end".
         store: Makes a store.
     """
 
@@ -39,7 +43,17 @@ class Scene:
     @property
     def over(self) -> bool:
         """Whether everybody is to stop."""
-        return bool(self.stop[0])
+        return bool(self.stop[OVER])
+
+    @property
+    def ending(self) -> bool:
+        """Whether the witness is to leave."""
+        return bool(self.stop[LEAVE])
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run is to end before its time."""
+        return bool(self.stop[INTERRUPTED])
 
 
 @dataclass(frozen=True)
