@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 PAGE = 4096
 PUT, DELETE, CHECKPOINT = 1, 2, 3
 LIVE, CLEARED = b"LIVE....", b"CLEARED."
+SPILLED = 2  # flag of a record: its segment lies on disk
 
 _HEAD = struct.Struct("<QIBBHQqQQHHI")
 _TOTALS = struct.Struct("<QQQQ")
@@ -42,6 +43,12 @@ class Stored:
     meta: bytes
     payload: bytes
     totals: tuple[int, int, int, int]
+    flags: int = 0
+
+    @property
+    def spilled(self) -> bool:
+        """Whether its segment lies on disk."""
+        return bool(self.flags & SPILLED)
 
 
 @dataclass
@@ -183,7 +190,7 @@ def _read_log(dag: DagFiles) -> None:
 def _read_record(raw: bytes, at: int, seed: int) -> Stored | str:
     if at + _HEAD.size + _TOTALS.size > len(raw):
         return f"no room for a record at {at}"
-    check, length, op, codec, _flags, hashed, _created, nbytes, segment, key_size, _, meta_size = (
+    check, length, op, codec, flags, hashed, _created, nbytes, segment, key_size, _, meta_size = (
         _HEAD.unpack_from(raw, at)
     )
     whole = raw[at : at + length]
@@ -207,10 +214,11 @@ def _read_record(raw: bytes, at: int, seed: int) -> Stored | str:
         key.decode(),
         hashed,
         nbytes,
-        f"seg-{segment:016x}" if segment else None,
+        f"{'spill' if flags & SPILLED else 'seg'}-{segment:016x}" if segment else None,
         whole[meta_at:payload_at],
         whole[payload_at : payload_at + inline],
         _TOTALS.unpack(whole[-_TOTALS.size :]),
+        flags,
     )
 
 
@@ -283,6 +291,9 @@ def _read_index(dag: DagFiles, newest: dict[str, Stored]) -> None:
 
 def _read_directory(dag: DagFiles) -> None:
     present = {entry.name: entry.stat() for entry in os.scandir(dag.path)}
+    on_disk = dag.path.parent.parent / "spill" / dag.generation[::-1].hex()
+    if on_disk.is_dir():
+        present |= {entry.name: entry.stat() for entry in os.scandir(on_disk)}
     wanted = {one.segment: one for one in dag.records.values() if one.segment}
     for name, one in wanted.items():
         if name not in present:
@@ -290,7 +301,7 @@ def _read_directory(dag: DagFiles) -> None:
         elif present[name].st_size != one.nbytes:
             dag.faults.append(f"{name} of {one.key!r} has {present[name].st_size} bytes")
     for name, status in present.items():
-        if re.fullmatch("seg-[0-9a-f]{16}", name):
+        if re.fullmatch("(seg|spill)-[0-9a-f]{16}", name):
             if name not in wanted:
                 dag.orphans.add(name)
         elif re.fullmatch("(log|index)[.][0-9]+", name):

@@ -25,7 +25,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -33,6 +32,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import shmstore
+from shmstore.sizes import parse_size
 from tools import torture_family as family
 from tools import torture_values as values
 from tools.torture_run import Summary, Torture
@@ -52,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     root = tempfile.mkdtemp(prefix=f"shmstore-torture-{os.getpid()}-", dir=above)
     ledgers = tempfile.mkdtemp(prefix=f"shmstore-torture-{os.getpid()}-")
     family.adopt_orphans()
+    disk = tempfile.mkdtemp(prefix=f"shmstore-torture-{os.getpid()}-", dir=options.spill)
     told = mmap.mmap(-1, mmap.PAGESIZE)
-    scene = Scene(seed, root, ledgers, told, partial(shmstore.Store, root))
+    capacity, pool = (parse_size(getattr(options, name), name) for name in ("capacity", "pool"))
+    scene = Scene(seed, root, ledgers, told, capacity, pool)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         # Raising here might raise in a callback of a fork, where it would be ignored.
@@ -64,16 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
     keep = False
     try:
         _warm_up(root)
+        with shmstore.Store(root, capacity=capacity, spill=disk, pool=pool or None):
+            pass
         summary = Torture(scene, options.workers).run(options.seconds, options.kills)
         keep = bool(summary.faults)
     finally:
         family.end_all()
-        shutil.rmtree(ledgers, ignore_errors=True)
-        if not keep:
-            shutil.rmtree(root, ignore_errors=True)
+        for path in (ledgers,) if keep else (ledgers, root, disk):
+            shutil.rmtree(path, ignore_errors=True)
     print(_as_json(summary) if options.json else _as_text(summary))
     if keep:
-        print(f"repeat with --seed {seed}; the store is kept in {root}")
+        print(f"repeat with --seed {seed}; the store is kept in {root}, its spill in {disk}")
     if scene.interrupted:
         print("interrupted", file=sys.stderr)
         return 130
@@ -129,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, help="end after so many kills")
     parser.add_argument("--workers", type=int, default=4, help="processes at once (4)")
     parser.add_argument("--root", help="directory for the store (/dev/shm)")
+    parser.add_argument("--capacity", default="16MiB", help="the store's; 0 for none (16MiB)")
+    parser.add_argument("--pool", default="0", help="the store's; 0 for what it chooses (0)")
+    parser.add_argument("--spill", help="directory on disk for what exceeds the capacity")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
 

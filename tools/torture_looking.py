@@ -19,6 +19,8 @@ from tools.torture_ledger import Ledger
 from tools.torture_scene import BROKEN, Scene
 
 _PAGE = 4096
+_LARGEST_POOL = 1 << 30
+_LARGEST_REST = 4 << 20  # control page, notes of reservations
 _VIEWS = 40
 _PROBE = "probe"
 
@@ -31,14 +33,14 @@ class Found:
         versions: By place, of all values that are there.
         faults: What is wrong in itself.
         shared_memory: Bytes that the root's files take.
-        needed: Bytes that the values take which are there.
+        spilled: Values that lie on disk.
         orphans: Segments without a record.
     """
 
     versions: dict[Place, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     shared_memory: int = 0
-    needed: int = 0
+    spilled: int = 0
     orphans: int = 0
 
 
@@ -99,19 +101,44 @@ def _look_at_files(scene: Scene, found: Found) -> None:
     for dag in dags.values():
         found.faults += [Fault(fault, dag.dag_id) for fault in dag.faults]
         found.orphans += len(dag.orphans)
-    in_files = {(dag.dag_id, id) for dag in dags.values() for id in dag.records}
+    # One whose clearer was killed may still be at its place.
+    live = [dag for dag in dags.values() if dag.state == reading_files.LIVE]
+    in_files = {(dag.dag_id, id) for dag in live for id in dag.records}
     if in_files != set(found.versions):
         differing = sorted(in_files.symmetric_difference(found.versions))[:9]
         found.faults.append(Fault(f"the files and the store differ in {differing}"))
+    found.spilled = sum(one.spilled for dag in dags.values() for one in dag.records.values())
+    _look_at_memory(scene, found, dags)
+
+
+def _look_at_memory(scene: Scene, found: Found, dags: dict[str, reading_files.DagFiles]) -> None:
+    """Shared memory is what the live entries need, and a bounded pool."""
+    space = os.path.join(scene.root, "default")
     found.shared_memory = allocated(scene.root)
-    found.needed = _PAGE + sum(_needed(dag) for dag in dags.values())
+    needed = sum(_needed(dag) for dag in dags.values())
+    in_dags = allocated(os.path.join(space, "dags"))
+    if in_dags > needed:
+        text = f"the DAGs take {in_dags:,} bytes, their live entries need {needed:,}"
+        found.faults.append(Fault(text))
+    in_pool = allocated(os.path.join(space, "pool"))
+    limit = scene.pool or (scene.capacity // 4 if scene.capacity else _LARGEST_POOL)
+    if in_pool > limit:
+        found.faults.append(Fault(f"the pool takes {in_pool:,} bytes of {limit:,}"))
+    if scene.capacity and found.shared_memory > scene.capacity:
+        text = f"{found.shared_memory:,} bytes are taken, the capacity is {scene.capacity:,}"
+        found.faults.append(Fault(text))
+    rest = found.shared_memory - in_dags - in_pool
+    if rest > _LARGEST_REST:
+        found.faults.append(Fault(f"besides DAGs and the pool, {rest:,} bytes are taken"))
 
 
 def _needed(dag: reading_files.DagFiles) -> int:
     """What a DAG's live entries take: three files, and the segments that are listed."""
-    pages = sum(-(-one.nbytes // _PAGE) * _PAGE for one in dag.records.values() if one.segment)
-    own = sum(path.stat().st_blocks * 512 for path in (dag.manifest, dag.log, dag.index))
-    return own + pages
+    dead = [dag.path / name for name in dag.orphans | dag.leftovers]
+    files = [dag.manifest, dag.log, dag.index, *(path for path in dead if path.exists())]
+    own = sum(path.stat().st_blocks * 512 for path in files)
+    segments = [one for one in dag.records.values() if one.segment and not one.spilled]
+    return own + sum(-(-one.nbytes // _PAGE) * _PAGE for one in segments)
 
 
 def allocated(root: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +30,20 @@ class Scene:
         ledgers: Directory of the ledgers.
         stop: Memory shared by all: a byte each for "the round is over", "the run is over"
             and "somebody wants the run to end".
-        store: Makes a store.
+        capacity: Bytes of shared memory that the store may take, 0 for no limit.
+        pool: Bytes of emptied segments that it may keep, 0 for what it chooses.
     """
 
     seed: int
     root: str
     ledgers: str
     stop: Any
-    store: Callable[[], shmstore.Store]
+    capacity: int = 0
+    pool: int = 0
+
+    def store(self) -> shmstore.Store:
+        """A new store."""
+        return shmstore.Store(self.root)
 
     @property
     def over(self) -> bool:
