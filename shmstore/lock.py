@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -67,8 +66,10 @@ _LOOK_EVERY_S = 0.001
 _inside: dict[int, Lock | _NoLock] = {}
 _waiting: dict[int, bool] = {}  # and whether they hold another lock meanwhile
 _all: WeakSet[Lock] = WeakSet()
-_forking = 0  # ident of the thread that forks, 0 when none does
-_fork_turn = threading.RLock()
+# Under 0 the ident of the thread that forks; empty when none does. Taken and given back
+# by one C call each: what a signal handler raises in a callback of a fork is dropped, and
+# with it the rest of the callback.
+_forking: dict[int, int] = {}
 
 
 class LockLost(Exception):
@@ -189,7 +190,7 @@ class Lock:
         tries = 0
         owner = self._owner
         while True:
-            if (not _forking or _forking == me) and owner.setdefault(0, me) == me:
+            if (not _forking or _forking.get(0) == me) and owner.setdefault(0, me) == me:
                 held = self._descriptor
                 if held is None:
                     held = self._descriptor = self._open()
@@ -246,7 +247,7 @@ def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     try:
         while True:
             _inside[me] = _NO_LOCK
-            if not _forking or _forking == me:
+            if not _forking or _forking.get(0) == me:
                 return body(*args, **kwargs)
             _inside.pop(me, None)
             time.sleep(20e-6)
@@ -263,10 +264,9 @@ _NO_LOCK = _NoLock()
 
 
 def _before_fork() -> None:
-    global _forking
-    _fork_turn.acquire()
     me = get_ident()
-    _forking = me
+    while _forking.setdefault(0, me) != me:
+        time.sleep(20e-6)
     deadline = monotonic() + TIMEOUT_S
     # Sections are short and never wait for others while registered.
     while (
@@ -276,14 +276,7 @@ def _before_fork() -> None:
         time.sleep(20e-6)
 
 
-def _after_fork_in_parent() -> None:
-    global _forking
-    _forking = 0
-    _fork_turn.release()
-
-
 def _after_fork_in_child() -> None:
-    global _forking, _fork_turn
     me = get_ident()
     # Until this thread has left what it is inside of; waiting alone is nothing yet.
     here.lost = me in _inside and _waiting.get(me, True)
@@ -294,12 +287,11 @@ def _after_fork_in_child() -> None:
         lock._owner.clear()
         lock._descriptor = None
     descriptor.close_in_child()
-    _fork_turn = threading.RLock()
-    _forking = 0
+    _forking.clear()
 
 
 os.register_at_fork(
     before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
+    after_in_parent=_forking.clear,
     after_in_child=_after_fork_in_child,
 )
