@@ -23,6 +23,7 @@ from shmstore import files, names
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreFull, UnusableRoot
+from shmstore.forked import here, refused
 from shmstore.lock import Lock, LockLost
 
 P = ParamSpec("P")
@@ -33,16 +34,23 @@ R = TypeVar("R")
 CAPACITY, POOL_LIMIT, USED, RECOUNTS, SWEPT = range(8, 13)
 
 _PAGE = 4096
+_UNKNOWN = 1 << 62  # an account that nobody has kept; more than any capacity
 _BLOCK = 512  # the unit of st_blocks
 
 
 class Reservation:
-    """Bytes that are about to be written and have no name yet."""
+    """Bytes that are about to be written and have no name yet.
 
-    __slots__ = ("__weakref__", "nbytes")
+    Attributes:
+        nbytes: How many.
+        counted: False if there was no capacity when they were reserved.
+    """
 
-    def __init__(self, nbytes: int) -> None:
+    __slots__ = ("__weakref__", "counted", "nbytes")
+
+    def __init__(self, nbytes: int, counted: bool = True) -> None:
         self.nbytes = nbytes
+        self.counted = counted
 
 
 class Ledger:
@@ -79,8 +87,8 @@ class Ledger:
         """How often the account was put right; to be noted before freeing something."""
         return self._control[RECOUNTS]
 
-    def reserve(self, nbytes: int, headroom: int = 0) -> Reservation | None:
-        """Takes bytes out of what the capacity allows; None if there is no limit.
+    def reserve(self, nbytes: int, headroom: int = 0) -> Reservation:
+        """Takes bytes out of what the capacity allows.
 
         If the process dies afterwards, they count until the next recount.
 
@@ -92,7 +100,7 @@ class Ledger:
             StoreFull: The capacity would be exceeded. Nothing was changed.
         """
         if not self._control[CAPACITY]:
-            return None
+            return Reservation(whole_pages(nbytes), counted=False)
         return self._run(self._reserve, whole_pages(nbytes), headroom)
 
     def _reserve(self, nbytes: int, headroom: int) -> Reservation:
@@ -112,12 +120,20 @@ class Ledger:
 
     def settle(self, reserved: Reservation | None) -> None:
         """The reserved bytes have a name now, by which a recount finds them."""
-        if reserved is not None:
+        if reserved is None:
+            return
+        if reserved.counted:
             self._run(self._end, reserved, 0)
+        elif self._control[CAPACITY]:
+            # The capacity was given meanwhile, and its count may have come too early.
+            self._run(self._raise, reserved.nbytes)
+
+    def _raise(self, nbytes: int) -> None:
+        self._control[USED] += nbytes
 
     def cancel(self, reserved: Reservation | None) -> None:
         """The reserved bytes were not used and are free."""
-        if reserved is not None:
+        if reserved is not None and reserved.counted:
             self._run(self._end, reserved, reserved.nbytes)
 
     def _end(self, reserved: Reservation, freed: int) -> None:
@@ -153,9 +169,11 @@ class Ledger:
         recounts = self.recounts
         try:
             nbytes = os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_size
-            files.unlink(directory, name)
+            if here.lost:
+                raise refused()
+            os.unlink(name, dir_fd=directory.fd)
         except FileNotFoundError:
-            return
+            return  # whoever was faster gives it back
         self.give_back(nbytes, recounts)
 
     def still(self, move: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -165,15 +183,25 @@ class Ledger:
         return self._run(move, *args, **kwargs)
 
     def set_capacity(self, nbytes: int) -> None:
-        """Limits the namespace for all processes; 0 for no limit."""
-        if self._control[CAPACITY] == nbytes:
-            return
+        """Limits the namespace for all processes; 0 for no limit.
 
-        def change() -> None:
-            self._control[CAPACITY] = nbytes
+        If the process dies here, the new limit holds and the account is too high, or
+        the old one does.
+        """
+        if self._control[CAPACITY] != nbytes:
+            self._run(self._set_capacity, nbytes)
+
+    def _set_capacity(self, nbytes: int) -> None:
+        control = self._control
+        if not control[CAPACITY]:
+            control[USED] = _UNKNOWN
+        control[CAPACITY] = nbytes
+        reach("ledger:limited")
+        if nbytes:
+            # Who began to move a file before there was a limit, and nobody had to be
+            # asked, may have kept it from the first count.
             self._count()
-
-        self._run(change)
+            self._count()
 
     def recount(self) -> int:
         """Puts the account right; returns by how much it was too high."""
@@ -184,6 +212,7 @@ class Ledger:
         control = self._control
         before = control[USED]
         # First the notes: what is named meanwhile counts twice rather than not at all.
+        self._write_note()
         total = sum(self._noted())
         total += sum(_allocated(self._directory))
         control[RECOUNTS] += 1
@@ -193,7 +222,6 @@ class Ledger:
 
     def _noted(self) -> Iterator[int]:
         """What each living process has reserved; removes the notes of dead ones."""
-        self._write_note()
         place = self._place()
         try:
             for name in os.listdir(place.fd):
@@ -207,6 +235,7 @@ class Ledger:
                     yield int.from_bytes(os.pread(note.fd, 8, 0), "little")
                 else:
                     files.unlink(place, name)
+                    self._lower(whole_pages(note.size))
                 finally:
                     note.close()
         finally:
@@ -218,6 +247,10 @@ class Ledger:
         if self._note is None or not self._note.ours():
             if not total:
                 return
+            # So that processes that come and go leave no more than one each.
+            for _ in self._noted():
+                pass
+            self._raise(_PAGE)
             place = self._place()
             try:
                 self._note = Descriptor.open(
@@ -229,7 +262,6 @@ class Ledger:
             finally:
                 place.close()
             fcntl.flock(self._note.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._control[USED] += _PAGE
         files.write_all(self._note.fd, [total.to_bytes(8, "little")])
 
     def _after_fork(self) -> None:

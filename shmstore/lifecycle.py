@@ -150,10 +150,9 @@ def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:
     try:
         file = files.create_file(directory, names.MANIFEST)
         files.write_all(file.fd, [bytes(page)])
-    except BaseException:
-        space.ledger.cancel(reserved)
-        raise
-    space.ledger.settle(reserved)
+    finally:
+        # Also if it failed: a little too much is put right by the next recount.
+        space.ledger.settle(reserved)
 
 
 def clear_dag(space: Namespace, dag_id: str) -> bool:
@@ -356,14 +355,17 @@ def _free_tree(space: Namespace, name: str) -> None:
     """Frees a cleared DAG; its large segments may be kept for reuse. Others may do the same."""
     try:
         directory = Descriptor.open(name, _DIRECTORY, within=space.trash.fd)
-        for file in os.listdir(directory.fd):
-            status = os.stat(file, dir_fd=directory.fd, follow_symlinks=False)
-            if names.parse_segment_name(file) is None:
-                space.ledger.unlink(directory, file)
-            else:
-                pool.retire(space, directory, file, status.st_size)
     except FileNotFoundError:
-        pass  # somebody else is faster
+        return  # somebody else is faster
+    for file in os.listdir(directory.fd):
+        if names.parse_segment_name(file) is None:
+            space.ledger.unlink(directory, file)
+            continue
+        try:
+            status = os.stat(file, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        pool.retire(space, directory, file, status.st_size)
     remove_tree(space.trash, name)
 
 

@@ -174,7 +174,8 @@ def _allocate(file: Descriptor, size: int, headroom: int, ledger: Ledger) -> Non
             raise refused()
         os.posix_fallocate(file.fd, file.size, size - file.size)
     except BaseException:
-        ledger.cancel(reserved)
+        if os.fstat(file.fd).st_size == file.size:
+            ledger.cancel(reserved)
         raise
     ledger.settle(reserved)
 
