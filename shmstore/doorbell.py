@@ -44,7 +44,7 @@ FUTEX: Final = {
 }
 # Between two looks at the counter where there is no futex.
 _NAP_S = 0.005
-_EXPECTED = {errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+_EXPECTED: Final = frozenset((0, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT))
 
 #: Takes a page's words, the operation, its value, and the longest sleep in seconds or
 #: None; returns an errno.
@@ -81,7 +81,7 @@ def wait(manifest: Manifest, seen: int, timeout_s: float) -> None:
     timeout_s = min(timeout_s, LONGEST_S)
     if timeout_s <= 0:
         return
-    if _call(control, _WAIT, seen & 0xFFFFFFFF, timeout_s) not in _EXPECTED | {0}:
+    if _call(control, _WAIT, seen & 0xFFFFFFFF, timeout_s) not in _EXPECTED:
         deadline = time.monotonic() + timeout_s
         while control[COUNTER] == seen and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, _NAP_S))

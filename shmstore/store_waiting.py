@@ -10,8 +10,8 @@ from shmstore.errors import WaitTimeout
 from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.segment import READ
-from shmstore.stored import decoded
-from shmstore.waiting import Countdown, Found
+from shmstore.stored import decoded, find_quickly
+from shmstore.waiting import Countdown
 from shmstore.watch import AsyncWatch, Watch
 
 if TYPE_CHECKING:
@@ -55,13 +55,19 @@ class WaitingCalls:
             raise WaitTimeout(dag_id, (id,), clock.passed_s)
         key = encode_id(id, "id")
 
-        def look(manifest: Manifest) -> Found | None:
+        def look(manifest: Manifest) -> tuple[int, bytes, memoryview] | None:
             if reading.find(manifest, key) is None:
                 return None
-            return stored.find(self._dags, dag_id, key, mode)
+            found = stored.find(self._dags, dag_id, key, mode)
+            return None if found is None else (found[0].codec, found[0].meta, found[1])
 
-        record, view = waiting.until(self._dags, dag_id, look, clock, lambda: (id,))
-        return decoded(dag_id, id, record.codec, record.meta, view)
+        def glance(manifest: Manifest) -> tuple[int, bytes, memoryview] | None:
+            return find_quickly(manifest, key)
+
+        codec, meta, view = waiting.until(
+            self._dags, dag_id, look, clock, lambda: (id,), glance if mode == READ else None
+        )
+        return decoded(dag_id, id, codec, meta, view)
 
     def wait_many(
         self, dag_id: str, ids: Iterable[str], timeout: float | None = None, *, mode: str = READ

@@ -100,6 +100,7 @@ def until(
     look: Callable[[Manifest], R | None],
     clock: Countdown,
     missing: Callable[[], Iterable[str]],
+    glance: Callable[[Manifest], R | None] | None = None,
 ) -> R:
     """What ``look`` returns, as soon as that is not None.
 
@@ -109,6 +110,7 @@ def until(
         look: Looks for what is waited for.
         clock: How long.
         missing: The ids that are missing, for the error.
+        glance: Looks as well, quickly, and may fail to find what is there.
 
     Raises:
         WaitTimeout: The time is over.
@@ -128,6 +130,8 @@ def until(
                     raise WaitTimeout(dag_id, tuple(missing()), clock.passed_s)
                 check_may_sleep()
                 doorbell.wait(manifest, seen, left_s)
+                if glance is not None and (found := glance(manifest)) is not None:
+                    return found
                 dags.check_open()
                 if manifest.control[COUNTER] == seen:
                     manifest.check_place()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints, doorbell, reading, stored, waiting
+from shmstore import crashpoints, doorbell, reading, store_waiting, stored, waiting
 from tests import reading_files
 from tests.fault.killing import DEADLINE_S, Child, Parent, call
 from tests.process.errands import large
@@ -318,30 +318,32 @@ def test_wait_many_looks_up_each_value_once(
 # --- What else may happen meanwhile --------------------------------------------------
 
 
+@pytest.mark.parametrize(("mode", "where"), [("read", store_waiting), ("cow", stored)])
 def test_deleted_between_waking_and_reading(
-    store: shmstore.Store, monkeypatch: pytest.MonkeyPatch, bells: None
+    store: shmstore.Store, monkeypatch: pytest.MonkeyPatch, bells: None, mode: str, where: Any
 ) -> None:
     """Who is woken by a value that is gone when it reads goes on waiting for the next one."""
-    find = stored.find
+    name = "find_quickly" if mode == "read" else "find"
+    find = getattr(where, name)
     deleted = []
 
-    def late(dags: Any, dag_id: str, key: bytes, mode: str) -> Any:
+    def late(*args: Any) -> Any:
         if armed.is_set():
             armed.clear()
             store.delete("d", "x")
-            deleted.append(key)
-        return find(dags, dag_id, key, mode)
+            deleted.append(mode)
+        return find(*args)
 
     armed = threading.Event()
-    monkeypatch.setattr(stored, "find", late)
-    thread = Waiting(store.wait, "d", "x")
+    monkeypatch.setattr(where, name, late)
+    thread = Waiting(store.wait, "d", "x", mode=mode)
     until_asleep()
     armed.set()
-    store.put("d", "x", "first")
+    store.put("d", "x", b"first")
     until(lambda: deleted)
     until_asleep()
-    store.put("d", "x", "second")
-    assert thread.result() == "second"
+    store.put("d", "x", b"second")
+    assert thread.result() == b"second"
 
 
 def test_a_clear_wakes_waiters_who_go_on_in_the_successor(
