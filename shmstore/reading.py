@@ -48,6 +48,7 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: The record fails its check.
     """
+    manifest.look()
     try:
         control = manifest.control
         view = manifest.view
@@ -164,6 +165,7 @@ def find_settled(manifest: Manifest, key: bytes) -> Record | None:
 
 def totals(manifest: Manifest) -> Totals:
     """The running totals, as of the last commit."""
+    manifest.look()
     for _ in range(_ATTEMPTS):
         try:
             view = manifest.fresh()
@@ -227,6 +229,7 @@ def _read_each(
 
 
 def _snapshot(manifest: Manifest) -> _Snapshot:
+    manifest.look()
     for _ in range(_ATTEMPTS):
         try:
             snapshot = _copied(manifest, manifest.fresh())
