@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any
 
-from shmstore.errors import EntryExists, NotFound
+from shmstore.errors import EntryExists, NotFound, StoreError
 
 if TYPE_CHECKING:
     from shmstore.store import Store
@@ -42,6 +42,8 @@ class Dag(MutableMapping[str, Any]):
     def __contains__(self, id: object) -> bool:
         try:
             return isinstance(id, str) and self.store.has_value(self.dag_id, id)
+        except StoreError:
+            raise  # one of them is a ValueError, too
         except ValueError:  # no id: nothing can be stored under it
             return False
 

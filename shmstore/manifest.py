@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from time import monotonic
 from typing import ParamSpec, TypeVar
 
 from shmstore import doorbell, files, names, record
@@ -29,6 +30,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _RETRIES = 64
+_LOOK_EVERY_S = 0.001
 
 
 class Superseded(Exception):
@@ -49,6 +51,7 @@ class Manifest:
         view: The files in use when last looked; None before the first look.
         spilled: Its directory on disk, once it was needed.
         compact_at: Dead bytes that make this process try a compaction.
+        look_at: When a reader looks again whether the files still are the DAG's.
     """
 
     __slots__ = (
@@ -59,6 +62,7 @@ class Manifest:
         "directory",
         "generation",
         "lock",
+        "look_at",
         "space",
         "spilled",
         "view",
@@ -94,6 +98,7 @@ class Manifest:
         self.lock = Lock(directory, names.LOCK, f"DAG {self.dag_id!r}")
         self.control = control
         self.compact_at = 0
+        self.look_at = 0.0
         self.view: View | None = None
         self.spilled: Descriptor | None = None
 
@@ -179,6 +184,13 @@ class Manifest:
         self.check_live()
         if not self.directory.intact():
             raise Superseded
+
+    def look(self) -> None:
+        """``check_place``, now and then: a reader would not notice that the root has gone."""
+        now = monotonic()
+        if now > self.look_at:
+            self.check_place()
+            self.look_at = now + _LOOK_EVERY_S
 
     def switch(self, view: View) -> None:
         """Stores ``current``: the commit point of new files. Under the lock."""

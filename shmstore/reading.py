@@ -52,6 +52,7 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: The record fails its check.
     """
+    manifest.look()
     try:
         control = manifest.control
         view = manifest.view
@@ -170,6 +171,7 @@ def find_settled(manifest: Manifest, key: bytes) -> Record | None:
 
 def totals(manifest: Manifest) -> Totals:
     """The running totals, as of the last commit."""
+    manifest.look()
     for _ in range(_ATTEMPTS):
         try:
             view = manifest.fresh()
@@ -260,6 +262,7 @@ def snapshot(manifest: Manifest) -> Snapshot:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: The log is damaged.
     """
+    manifest.look()
     for _ in range(_ATTEMPTS):
         try:
             copied = _copied(manifest, manifest.fresh())
