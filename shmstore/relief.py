@@ -10,10 +10,21 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from shmstore import lifecycle, names, pool, provenance, reading, segment, spill, upkeep, writing
+from shmstore import (
+    cgroup,
+    lifecycle,
+    names,
+    pool,
+    provenance,
+    reading,
+    segment,
+    spill,
+    upkeep,
+    writing,
+)
 from shmstore.commit import Change, Replaced, commit
 from shmstore.errors import NotFound, StoreError, StoreFull
 from shmstore.files import EXHAUSTED
@@ -62,17 +73,12 @@ def relieve(space: Namespace, full: StoreFull, least: int) -> bool:
         return False  # it does not fit at all
     if pool.trim(space, 0):
         return True
+    if full.what == cgroup.WHAT and spill.place(space) is None:
+        return False  # looking further takes memory itself, and past the limit one is killed
     if upkeep.on_full(space) or space.ledger.recount() > 0:
         return True
     short = max((full.asked or 0) + (full.kept or 0) - (full.free or 0), _LEAST_SHORT)
-    in_memory = sorted(_in_memory(space), key=lambda found: found[1].created_ns)
-    if _evict(in_memory, short):
-        return True
-    # Nothing is moved in vain.
-    enough = sum(record.nbytes for _, record in in_memory) >= short
-    if not enough or spill.place(space) is None:
-        return False
-    return _spill(in_memory, max(short, min(least, space.ledger.capacity // 16 or least)), full)
+    return _evict(space, short) > 0 or _spill(space, short, least, full)
 
 
 def _in_memory(space: Namespace) -> Iterator[tuple[Manifest, Record]]:
@@ -88,6 +94,10 @@ def _in_memory(space: Namespace) -> Iterator[tuple[Manifest, Record]]:
             continue
 
 
+def _oldest_first(found: Iterable[tuple[Manifest, Record]]) -> list[tuple[Manifest, Record]]:
+    return sorted(found, key=lambda one: one[1].created_ns)
+
+
 def _viewed(manifest: Manifest, record: Record) -> bool:
     """Whether anybody views a value, or it is gone. To view a segment is to hold its lock."""
     file = pool.take(manifest.directory, names.segment_name(record.segment))
@@ -97,15 +107,18 @@ def _viewed(manifest: Manifest, record: Record) -> bool:
     return False
 
 
-def _evict(in_memory: list[tuple[Manifest, Record]], short: int) -> int:
+def _evict(space: Namespace, short: int) -> int:
     """Deletes copies of other hosts' values; bytes freed."""
+    copies = _oldest_first(
+        (manifest, record)
+        for manifest, record in _in_memory(space)
+        if provenance.parse(record.meta).origin is not None
+    )
     freed = 0
-    for manifest, record in in_memory:
+    for manifest, record in copies:
         if freed >= short:
             break
-        if provenance.parse(record.meta).origin is None or _viewed(manifest, record):
-            continue
-        if _commits(manifest, _deletion(record), record):
+        if not _viewed(manifest, record) and _commits(manifest, _deletion(record), record):
             freed += record.nbytes
     return freed
 
@@ -117,8 +130,24 @@ def _deletion(record: Record) -> Change:
     )  # fmt: skip
 
 
-def _spill(in_memory: list[tuple[Manifest, Record]], batch: int, full: StoreFull) -> bool:
-    """Moves values to disk, until ``batch`` bytes have been freed; whether any was."""
+def _spill(space: Namespace, short: int, least: int, full: StoreFull) -> bool:
+    """Moves values to disk; whether any was moved.
+
+    Args:
+        space: The namespace.
+        short: Bytes that are needed. If all values together have less, none is moved.
+        least: Bytes to be moved at least, or a sixteenth of the capacity.
+        full: What was short.
+
+    Raises:
+        StoreFull: The disk is full, too.
+    """
+    if spill.place(space) is None:
+        return False
+    in_memory = _oldest_first(_in_memory(space))
+    if sum(record.nbytes for _, record in in_memory) < short:
+        return False
+    batch = max(short, min(least, space.ledger.capacity // 16 or least))
     moved = 0
     for manifest, record in in_memory:
         if moved >= batch:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import shmstore
-from shmstore import ref
+from shmstore import ref, warm
 
 _SHARED_MEMORY = Path("/dev/shm")
 # What a test makes there without the fixture, too, is told from what is other programs'.
@@ -74,6 +74,7 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         ]
         if not left or time.monotonic() > deadline:
             break
+        warm.forget()  # keeps mappings of what this process has written, by design
         ref._opened.cache_clear()  # keeps the stores of references open, by design
         gc.collect()
         _reap()

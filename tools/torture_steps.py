@@ -91,6 +91,14 @@ def _put_awaited(worker: Worker) -> None:
     worker.put(AWAITED, f"{worker.chance.randrange(AWAITED_IDS)}")
 
 
+def _wait(worker: Worker) -> None:
+    worker.put_awaited(worker.own, worker.id(worker.own))
+
+
+def _keep_for_a_while(worker: Worker) -> None:
+    worker.store.set_ttl(worker.own, 3600)
+
+
 def _clear_own(worker: Worker) -> None:
     worker.clear(worker.own)
 
@@ -156,6 +164,13 @@ LEADING: dict[str, Step] = {
     "compact": _wear,
     "create": _create,
     "clear": _clear_own,
+    "wait": _wait,
+    "sweep": Worker.sweep,
+    "check": Worker.check,
+    "ttl": _keep_for_a_while,
+    "pool": _put,
+    "ledger": _put,
+    "spill": _put,
 }
 
 
@@ -176,6 +191,10 @@ _MIX: dict[Step, float] = {
     _write_on_copy: 3,
     _list: 2,
     _put_awaited: 2,
+    _wait: 1,
+    Worker.sweep: 0.3,
+    Worker.check: 0.1,
+    _keep_for_a_while: 0.1,
     _clear_own: 0.7,
     _clear_shared: 0.2,
     _wear: 0.3,

@@ -11,6 +11,7 @@ import faulthandler
 import os
 import random
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from tools.torture_ledger import Ledger, StrayedError
 from tools.torture_scene import (
     BROKEN,
     CONTENDED_IDS,
+    LEFT_BY_KILLS,
     MISSED,
     OWN_IDS,
     SHARED,
@@ -42,6 +44,7 @@ _CHILD_STEPS = 12
 _CHILDREN = 15  # of one worker, whose numbers follow on its own
 _CHILD_LEAVES_S = 30.0
 _INDEX_HEAD = 128
+_WOKEN_S = 20.0
 
 
 class Worker:
@@ -123,6 +126,36 @@ class Worker:
         call = lambda: self.store.put(dag_id, id, value, overwrite=overwrite)  # noqa: E731
         if not self.change("put", dag_id, {id: version}, call) and not overwrite:
             self.ledger.saw(before, dag_id, id, SOME)
+
+    def put_awaited(self, dag_id: str, id: str) -> None:
+        """Deletes a value and puts it again, while a thread waits for it."""
+        self.delete(dag_id, id)
+        woken = threading.Event()
+
+        def wait() -> None:
+            try:
+                self.store.wait(dag_id, id, _WOKEN_S)
+            except shmstore.StoreError as error:
+                self.ledger.fault(f"a waiter was not woken: {error}", dag_id, id)
+            woken.set()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        self.put(dag_id, id)
+        if self.store.has_value(dag_id, id) and not woken.wait(_WOKEN_S + 5):
+            self.ledger.fault("a waiter waits for ever", dag_id, id)
+
+    def sweep(self) -> None:
+        """Frees what dead writers left, beside all who are at work."""
+        for action in self.store.gc().actions:
+            if action.kind == "failed":
+                self.ledger.fault(f"gc cannot look at something: {action}")
+
+    def check(self) -> None:
+        """Looks for damage, beside all who are at work."""
+        for finding in self.store.check():
+            if finding.kind not in LEFT_BY_KILLS:
+                self.ledger.fault(f"check finds: {finding}")
 
     def put_many(self, dag_id: str, ids: list[str]) -> None:
         """A put of several."""

@@ -427,7 +427,7 @@ SCENARIOS = {
     "gc-expired": Scenario(
         lambda store: store.gc(),
         (
-            *("sweep:locked", "clear:locked", "clear:marked", "clear:renamed"),
+            *("sweep:locked", "clear:locked", "clear:marked", "clear:counted", "clear:renamed"),
             *("sweep:file",) * 7,
             "sweep:directory",
         ),
