@@ -16,9 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from shmstore import audit, compaction, expiry, lifecycle, names, record, recovery, survey, sweep
+from shmstore import (
+    audit,
+    compaction,
+    expiry,
+    lifecycle,
+    names,
+    record,
+    recovery,
+    survey,
+    sweep,
+    sweep_disk,
+)
 from shmstore.audit import Kept, LogRead
-from shmstore.errors import CorruptValue, StoreError
+from shmstore.errors import CorruptValue, StoreError, UnusableRoot
 from shmstore.forked import here, refused
 from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
@@ -38,6 +49,7 @@ from shmstore.record import (
     slot_offset,
 )
 from shmstore.report import Finding, GcAction
+from shmstore.retired import segment_place
 from shmstore.survey import Listing
 from shmstore.sweep import DagSeen, Order
 
@@ -46,7 +58,7 @@ PATIENCE_S = 1.0
 _LOOK_S = 0.005
 _TRIES = 8
 _SECOND_NS = 1_000_000_000
-_FREED_BY_GC = ("orphan", "leftover", "trash", "abandoned", "cleared", "page")
+_FREED_BY_GC = ("orphan", "leftover", "trash", "abandoned", "cleared", "page", "spilled")
 
 
 def check(space: Namespace, fix: bool) -> list[Finding]:
@@ -57,13 +69,14 @@ def check(space: Namespace, fix: bool) -> list[Finding]:
     Raises:
         UnusableRoot: The namespace has been removed.
     """
-    found = [*_namespace(space), *_scraps(space, fix)]
+    found = [*_namespace(space), *_scraps(space, fix, (sweep.trash, sweep.pages))]
     tokens = sorted(os.listdir(space.dags.fd)) if space.dags.intact() else []
     if not tokens:
         lifecycle.check_space(space)
     for token in tokens:
         found += _dag(space, token, fix)
-    return found
+    # After the DAGs, whose gaps decide which spilled segments are needed.
+    return found + _scraps(space, fix, (sweep_disk.spilled,))
 
 
 # --- The namespace ------------------------------------------------------------------------
@@ -79,9 +92,8 @@ def _namespace(space: Namespace) -> Iterator[Finding]:
         yield Finding("namespace", None, None, names.CONTROL, fault)
 
 
-def _scraps(space: Namespace, fix: bool) -> list[Finding]:
-    """What lies in the trash, and half-made control pages, without anybody at work on it."""
-    sources = (sweep.trash, sweep.pages)
+def _scraps(space: Namespace, fix: bool, sources: tuple[sweep.Source, ...]) -> list[Finding]:
+    """What gc would free outside the DAGs' directories, without anybody at work on it."""
     looking = Order(dry_run=True)
     suspects = [action for source in sources for action in source(space, looking)]
     left = _staying(suspects, lambda one: _exists(space.directory.fd, one.name))
@@ -291,23 +303,21 @@ def _segments(manifest: Manifest, taken: _Taken, newest: dict[bytes, Kept]) -> I
     suspects = [
         (key, one)
         for key, one in newest.items()
-        if one.op == PUT
-        and one.segment
-        and not one.flags & SPILLED
-        and _segment_fault(manifest, one) is not None
+        if one.op == PUT and one.segment and _segment_fault(manifest, one) is not None
     ]
     if not suspects:
         return
     for key, one, fault in manifest.guarded(_again, manifest, taken, suspects):
-        name = names.segment_name(one.segment)
+        name = names.segment_name(one.segment, spilled=bool(one.flags & SPILLED))
         yield Finding("segment", manifest.dag_id, key.decode(), name, fault)
 
 
 def _segment_fault(manifest: Manifest, one: Kept) -> str | None:
     try:
-        size = os.stat(
-            names.segment_name(one.segment), dir_fd=manifest.directory.fd, follow_symlinks=False
-        ).st_size
+        place, name = segment_place(manifest, one.segment, one.flags)
+        size = os.stat(name, dir_fd=place.fd, follow_symlinks=False).st_size
+    except UnusableRoot as error:
+        return str(error)
     except FileNotFoundError:
         return "it is missing; its value is lost"
     if size < one.nbytes:

@@ -65,6 +65,19 @@ POINTS = (
     "clear:counted",  # waiters will see it, none has been woken
     "clear:renamed",
     "clear:freed",
+    # reusing emptied segments
+    "pool:claimed",  # the writer holds its lock
+    "pool:written",  # half or all of a new payload is in it
+    "pool:retired",  # a dead record's segment has come to the pool
+    "pool:emptied",  # its memory is free, its name is still there
+    # the account of a capacity
+    "ledger:limited",  # the capacity holds, the account is not known yet
+    "ledger:reserved",  # bytes are taken, and not noted as this process's
+    "ledger:counting",  # counted, not yet stored
+    # choosing a directory on disk
+    "spill:owned",  # it is told whose the directory will be
+    "spill:made",
+    "spill:linked",
     # waiting
     "wait:announced",  # committers are asked to ring
     # sweeping

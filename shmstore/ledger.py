@@ -222,24 +222,51 @@ class Ledger:
 
     def _noted(self) -> Iterator[int]:
         """What each living process has reserved; removes the notes of dead ones."""
+        for name, reserved in self._notes():
+            if reserved is None:
+                self._drop(name)
+            else:
+                yield reserved
+
+    def _notes(self) -> Iterator[tuple[str, int | None]]:
+        """Each note's name, and what it says; None for one of a dead process."""
         place = self._place()
         try:
             for name in os.listdir(place.fd):
                 try:
-                    note = Descriptor.open(name, os.O_RDWR, within=place.fd)
+                    note = Descriptor.open(name, os.O_RDWR, within=place.fd, inherit=False)
                 except FileNotFoundError:
                     continue
                 try:
                     fcntl.flock(note.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield name, None
                 except BlockingIOError:
-                    yield int.from_bytes(os.pread(note.fd, 8, 0), "little")
-                else:
-                    files.unlink(place, name)
-                    self._lower(whole_pages(note.size))
+                    yield name, int.from_bytes(os.pread(note.fd, 8, 0), "little")
                 finally:
                     note.close()
         finally:
             place.close()
+
+    def _drop(self, name: str) -> None:
+        place = self._place()
+        try:
+            files.unlink(place, name)
+        finally:
+            place.close()
+        self._lower(_PAGE)
+
+    def notes_of_the_dead(self, dry_run: bool) -> list[tuple[str, int]]:
+        """Name and size of each note that a dead process left; removed, unless ``dry_run``."""
+        if not os.listdir(f"/proc/self/fd/{self._directory.fd}/{names.RESERVATIONS}"):
+            return []
+        return self._run(self._drop_dead, dry_run)
+
+    def _drop_dead(self, dry_run: bool) -> list[tuple[str, int]]:
+        dead = [name for name, reserved in self._notes() if reserved is None]
+        if not dry_run:
+            for name in dead:
+                self._drop(name)
+        return [(name, _PAGE) for name in dead]
 
     def _write_note(self) -> None:
         """Writes down what this process has reserved."""

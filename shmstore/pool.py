@@ -187,6 +187,15 @@ def free(space: Namespace, name: str) -> int | None:
     return whole_pages(file.size)
 
 
+def unviewed(space: Namespace, name: str) -> int | None:
+    """What freeing an emptied segment would free; None if it is viewed or gone."""
+    file = take(space.pool, name)
+    if file is None:
+        return None
+    file.close()
+    return whole_pages(file.size)
+
+
 def kept(space: Namespace) -> int:
     """Bytes of emptied segments that are in the pool."""
     return sum(size for _, size, _ in listed(space))

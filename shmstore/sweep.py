@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreError
 from shmstore.forked import here, refused
 from shmstore.index import IndexDamagedError
-from shmstore.ledger import whole_pages
 from shmstore.lock import Lock, LockLost
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
@@ -106,8 +106,19 @@ def sweep(space: Namespace, order: Order) -> Iterator[GcAction]:
     Raises:
         UnusableRoot: The namespace has been removed.
     """
-    for source in SOURCES:
+    for source in sources():
         yield from source(space, order)
+
+
+#: Looks through one place and frees what it should.
+Source: TypeAlias = Callable[[Namespace, Order], Iterator[GcAction]]
+
+
+def sources() -> tuple[Source, ...]:
+    """What a sweep looks through: DAGs first, as what expires there comes to the trash."""
+    from shmstore import sweep_disk  # which is built on this module
+
+    return (dags, trash, pages, emptied, sweep_disk.spilled, sweep_disk.notes)
 
 
 def gc(space: Namespace, order: Order) -> GcReport:
@@ -131,7 +142,7 @@ def dags(space: Namespace, order: Order) -> Iterator[GcAction]:
 
 def one_dag(space: Namespace, token: str, order: Order) -> list[GcAction]:
     """Sweeps the DAG at a place."""
-    return _guarded(names.parse_dag_token(token), token, lambda: _dag(space, token, order))
+    return guarded(names.parse_dag_token(token), token, lambda: _dag(space, token, order))
 
 
 def _dag(space: Namespace, token: str, order: Order) -> list[GcAction]:
@@ -269,7 +280,7 @@ def trash(space: Namespace, order: Order) -> Iterator[GcAction]:
     for name in sorted(listed):
         if order.over:
             return
-        yield from _guarded(None, f"{names.TRASH}/{name}", partial(_scrap, space, name, order))
+        yield from guarded(None, f"{names.TRASH}/{name}", partial(_scrap, space, name, order))
 
 
 def _scrap(space: Namespace, name: str, order: Order) -> list[GcAction]:
@@ -321,31 +332,22 @@ def pages(space: Namespace, order: Order) -> Iterator[GcAction]:
             for name in asides
         ]
 
-    yield from _guarded(None, names.CONTROL, lambda: _lifecycle(space, order).run(remove, None))
+    yield from guarded(None, names.CONTROL, lambda: _lifecycle(space, order).run(remove, None))
 
 
 def emptied(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Frees emptied segments that nobody has claimed for long enough, or views."""
     before_s = time.clock_gettime(time.CLOCK_BOOTTIME) - order.pool_kept_s
-    for name, size, emptied_s in pool.listed(space):
+    for name, _, emptied_s in pool.listed(space):
         if emptied_s > before_s:
             continue
-        nbytes = whole_pages(size) if order.dry_run else pool.free(space, name)
+        nbytes = pool.unviewed(space, name) if order.dry_run else pool.free(space, name)
         if nbytes is not None:
             why = "an emptied segment that was kept for reuse"
             yield GcAction("pool", None, f"{names.POOL}/{name}", nbytes, why)
 
 
-#: What a sweep looks through: DAGs first, as what expires there comes to the trash.
-SOURCES: tuple[Callable[[Namespace, Order], Iterator[GcAction]], ...] = (
-    dags,
-    trash,
-    pages,
-    emptied,
-)
-
-
-def _guarded(dag_id: str | None, name: str, look: Callable[[], list[GcAction]]) -> list[GcAction]:
+def guarded(dag_id: str | None, name: str, look: Callable[[], list[GcAction]]) -> list[GcAction]:
     """What ``look`` did. What cannot be looked at is reported and stops nothing else."""
     try:
         return look()

@@ -46,7 +46,7 @@ def on_opening(space: Namespace, manifest: Manifest) -> None:
             return
         _stamp(space.control, NAMESPACE_SWEPT)
         order = replace(order, deadline=time.monotonic() + BUDGET_S)
-        for source in sweep.SOURCES:
+        for source in sweep.sources():
             if source is not sweep.dags:
                 for _ in source(space, order):
                     pass

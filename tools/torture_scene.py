@@ -13,7 +13,7 @@ OWN_IDS, SHARED_IDS, CONTENDED_IDS, AWAITED_IDS = 24, 6, 6, 8
 
 #: What ``check`` may find while others are killed, and damage their indexes on purpose.
 LEFT_BY_KILLS = frozenset(
-    ("gap", "orphan", "leftover", "trash", "abandoned", "cleared", "page", "index")
+    ("gap", "orphan", "leftover", "trash", "abandoned", "cleared", "page", "index", "spilled")
 )
 
 #: Bytes of the memory by which all are told.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import shmstore
-from shmstore import compaction, doorbell, record
+from shmstore import compaction, doorbell, lifecycle, reading, record, relief
 from tests import reading_files
 from tests.fault import killing
 
@@ -215,6 +215,43 @@ def _long_unswept(root: str) -> None:
 
 def _kept_a_second(root: str, _: dict[str, Any]) -> None:
     shmstore.Store(root).set_ttl(WORK, 1)
+
+
+def big(seed: int, kib: int = 256) -> np.ndarray[Any, Any]:
+    """So large that its segment is kept for reuse."""
+    return np.arange(kib * 128, dtype=np.int64) + seed
+
+
+def _put_big(root: str, values: dict[str, Any], **settings: Any) -> None:
+    with shmstore.Store(root, **settings) as store:
+        store.put(WORK, "big", big(1))
+    values["big"] = big(1)
+
+
+def _pool_one(root: str, values: dict[str, Any]) -> None:
+    """Leaves an emptied segment of 256 KiB."""
+    _put_big(root, values)
+    with shmstore.Store(root) as store:
+        store.put(WORK, "spare", big(2))
+        store.delete(WORK, "spare")
+
+
+def _disk(root: str) -> str:
+    return f"{root}/disk"
+
+
+def _spill_big(store: shmstore.Store) -> None:
+    manifest = lifecycle.find_dag(store._dags.space, WORK)
+    assert manifest is not None
+    record = reading.find(manifest, b"big")
+    assert record is not None
+    relief.spill_one(manifest, record)
+
+
+def _spilled(root: str, values: dict[str, Any]) -> None:
+    _put_big(root, values, spill=_disk(root))
+    with shmstore.Store(root) as store:
+        _spill_big(store)
 
 
 _SECOND = 180  # enough for the index to grow a second time
@@ -442,6 +479,59 @@ SCENARIOS = {
         commits_at=0,
         prepare=_left_to_the_next,
         just_before=_long_unswept,
+    ),
+    **{
+        f"reuse-{name}": Scenario(
+            _put("big", big(3, kib)),
+            ("pool:claimed", "pool:written", *_INLINE, "commit:slot", *_END, "pool:retired"),
+            {"big": big(3, kib)},
+            5,
+            _pool_one,
+        )
+        for name, kib in (("whole", 256), ("cut", 200), ("grown", 300))
+    },
+    "gc-pool": Scenario(
+        lambda store: store.gc(),
+        ("sweep:locked", "sweep:locked", "pool:emptied"),
+        commits_at=0,
+        prepare=_pool_one,
+    ),
+    "capacity": Scenario(
+        _put("new", large(5)),
+        ("ledger:reserved", *_SEGMENT, *_INLINE, *_NEW_SLOT, *_END),
+        {"new": large(5)},
+        6,
+        lambda root, values: _put_big(root, values, capacity="1 GiB"),
+    ),
+    "set-capacity": Scenario(
+        lambda store: shmstore.Store(store.root, capacity="1 GiB"),
+        ("ledger:limited", "ledger:counting", "ledger:counting"),
+        commits_at=0,
+    ),
+    "set-spill": Scenario(
+        lambda store: shmstore.Store(store.root, spill=_disk(store.root)),
+        ("spill:owned", "spill:made", "spill:linked"),
+        commits_at=0,
+    ),
+    # Moving a value changes nothing for who reads it.
+    "spill": Scenario(
+        _spill_big,
+        (*_SEGMENT, *_INLINE, "commit:slot", *_END, "pool:retired"),
+        commits_at=0,
+        prepare=lambda root, values: _put_big(root, values, spill=_disk(root)),
+    ),
+    "overwrite-spilled": Scenario(
+        _put("big", "small"), (*_INLINE, "commit:slot", *_END), {"big": "small"}, 3, _spilled
+    ),
+    "delete-spilled": Scenario(
+        lambda store: store.delete(WORK, "big"),
+        (*_INLINE, "commit:slot", *_END),
+        {"big": None},
+        3,
+        _spilled,
+    ),
+    "clear-spilled": Scenario(
+        lambda store: store.clear(WORK), _CLEAR, commits_at=1, prepare=_spilled, clears=True
     ),
     "set-ttl": Scenario(lambda store: store.set_ttl(WORK, 1000), ("ttl:stored",), commits_at=0),
 }

@@ -1,0 +1,85 @@
+"""What a sweep frees outside the DAGs' directories: on disk, and notes of the dead.
+
+The generations that have a directory on disk are listed before the DAGs are looked at:
+one that has, and no living DAG, belongs to a DAG that is gone, as no generation comes
+twice. The files of a living DAG are judged as its segments in shared memory are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+from shmstore import lifecycle, names, spill, survey
+from shmstore.errors import StoreError
+from shmstore.manifest import Manifest, Superseded
+from shmstore.namespace import Namespace
+from shmstore.report import GcAction
+from shmstore.sweep import Order, free_file, guarded
+
+
+def spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
+    """Frees spilled segments of no live value, and what was spilled of DAGs that are gone."""
+    at = spill.place(space)
+    listed = spill.generations(space)
+    if at is None or not listed:
+        return
+    living: dict[int, Manifest] = {}
+    for _, opened in lifecycle.every_dag(space):
+        if isinstance(opened, StoreError):
+            return  # whose files are on disk cannot be told
+        living[opened.generation] = opened
+    for generation in listed:
+        if order.over:
+            return
+        name = f"{names.SPILL}/{names.generation_name(generation)}"
+        manifest = living.get(generation)
+        if manifest is not None:
+            yield from guarded(manifest.dag_id, name, partial(_of_living, manifest, name, order))
+            continue
+        nbytes = _size(os.path.join(at, names.generation_name(generation)))
+        if not order.dry_run:
+            spill.remove_generation(space, generation)
+        yield GcAction("spilled", None, name, nbytes, "its DAG was cleared")
+
+
+def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
+    directory = spill.dag_directory(manifest)
+    found = {names.parse_spilled_name(name): name for name in os.listdir(directory.fd)}
+    found.pop(None, None)
+    if not found:
+        return []
+    seen = manifest.guarded(survey.moment, manifest, not order.dry_run)
+    try:
+        _, live = survey.live_segments(seen)
+    except FileNotFoundError:
+        raise Superseded from None  # its files were replaced meanwhile: the next sweep looks
+    needed = set(live.tolist())
+    dead = sorted(name for number, name in found.items() if number not in needed)
+    if dead and not survey.records_sound(seen):
+        return []  # which are needed cannot be told; check says why
+    why = "no value needs it; the writer that moved or replaced its value died"
+    return [
+        GcAction(
+            "orphan",
+            manifest.dag_id,
+            f"{path}/{name}",
+            free_file(directory, name, order.dry_run),
+            why,
+        )
+        for name in dead
+    ]
+
+
+def _size(path: str) -> int:
+    try:
+        return sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
+    except FileNotFoundError:
+        return 0
+
+
+def notes(space: Namespace, order: Order) -> Iterator[GcAction]:
+    """Removes what dead processes had noted as reserved."""
+    for name, nbytes in space.ledger.notes_of_the_dead(order.dry_run):
+        yield GcAction("note", None, f"{names.RESERVATIONS}/{name}", nbytes, "its process died")
