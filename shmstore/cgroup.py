@@ -93,7 +93,8 @@ def check_together(asked: int) -> None:
     _unchecked += asked
     if _unchecked >= _TOGETHER:
         # Only what passed is forgotten: past the limit, each of them is refused.
-        check(max(asked, _TOGETHER))
+        # Many small values take memory of the process, too: to list them for relief, say.
+        check(max(asked, _TOGETHER), _MARGIN)
         _unchecked = 0
 
 

@@ -109,6 +109,8 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
             if not here.lost:
                 remove_tree(space.trash, aside)
             raise
+    except TimeoutError:
+        raise  # StoreBusy
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return  # another creator was faster

@@ -50,8 +50,10 @@ def counted() -> int:
     count = 0
     try:
         with open("/proc/self/maps", "rb", buffering=0) as table:
-            while piece := table.read(1 << 20):
+            while piece := table.read(1 << 14):
                 count += piece.count(b"\n")
+    except MemoryError:
+        return 1 << 30  # there is the answer
     except OSError:
         return 0
     return count

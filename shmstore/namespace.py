@@ -102,6 +102,8 @@ class Namespace:
             self.trash = Descriptor.open(names.TRASH, flags, within=self.directory.fd)
             self.pool = Descriptor.open(names.POOL, flags, within=self.directory.fd)
             self.control = _map_control(self.directory)
+        except TimeoutError:
+            raise  # StoreBusy
         except OSError as error:
             raise files.store_full(error, None) or UnusableRoot(
                 self.path, os.strerror(error.errno or 0).lower()

@@ -62,11 +62,12 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
         words = view.log.words
         view.cover(words[TAIL])
         # A writer is between the two, or died there: what it committed counts.
+        pending: set[int] = set()
         if words[TAIL] != words[INDEXED]:
-            newest = _newest_in_gap(view, key)
+            newest = _newest_in_gap(view, key, pending)
             if newest is not None:
                 return newest if newest.op == PUT else None
-        found = view.probe(key, hashed)
+        found = view.probe(key, hashed, pending)
         if found is not DOUBTFUL:
             return found
     except (IndexDamagedError, FileNotFoundError):
@@ -120,8 +121,13 @@ def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes, int, int] |
     return codec, raw[meta_at:payload_at], payload, segment, nbytes
 
 
-def _newest_in_gap(view: View, key: bytes) -> Record | None:
+def _newest_in_gap(view: View, key: bytes, hashes: set[int]) -> Record | None:
     """The newest record of a key among those that the index may lack.
+
+    Args:
+        view: The files.
+        key: The key.
+        hashes: Takes the hashes of all those records.
 
     Raises:
         IndexDamagedError: The gap is no run of whole records.
@@ -138,6 +144,7 @@ def _newest_in_gap(view: View, key: bytes) -> Record | None:
     reached = start
     for offset, found in log.scan(start, end):
         reached = offset + found.length
+        hashes.add(found.key_hash)
         if found.key == key and found.op != CHECKPOINT:
             newest = found
     if reached != end:

@@ -7,6 +7,7 @@ under the lock, where whatever still looks odd is damage.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 from typing import Final, Literal
 
@@ -57,8 +58,17 @@ class View:
             log = self.log = log.refresh(self._directory)
         return log
 
-    def probe(self, key: bytes, hashed: int) -> Record | Literal[Doubt.DOUBTFUL] | None:
-        """The live record that the index has for a key, None, or DOUBTFUL. Needs no lock."""
+    def probe(
+        self, key: bytes, hashed: int, pending: Collection[int] = ()
+    ) -> Record | Literal[Doubt.DOUBTFUL] | None:
+        """The live record that the index has for a key, None, or DOUBTFUL. Needs no lock.
+
+        Args:
+            key: The key.
+            hashed: Its hash.
+            pending: Hashes of committed records that the index may lack: a writer that was
+                stopped may have stored one of them in a slot, and nothing else yet.
+        """
         index = self.index
         slots = index.slots
         first = at = (hashed & index.mask) * 2
@@ -76,7 +86,10 @@ class View:
                     if found.key_hash != hashed:
                         return DOUBTFUL
                 at += 2
-            if slots[at] != EMPTY or not self._sound(self.log, first, at):
+            unused = slots[at]
+            if unused != EMPTY and unused not in pending:
+                return DOUBTFUL
+            if not self._sound(self.log, first, at):
                 return DOUBTFUL
         except (IndexError, FileNotFoundError):
             return DOUBTFUL

@@ -128,6 +128,8 @@ def write(
             if claimed is not None:
                 return _reuse(space, claimed, parts, nbytes)
         return _write_new(space, parts, nbytes, directory)
+    except TimeoutError:
+        raise  # StoreBusy
     except OSError as error:
         raise _converted(error, nbytes, directory) from error
 

@@ -73,6 +73,16 @@ def _calls(store: shmstore.Store) -> dict[str, Callable[[], Any]]:
         "explain": lambda: store.explain(WORK, "large-1"),
         "stats": store.stats,
         "ref": lambda: store.ref(WORK, "small-1").get(),
+        "wait": lambda: store.wait(WORK, "small-1", 0.2),
+        "wait for what is not there": lambda: store.wait(WORK, "never", 0.2),
+        "wait_many": lambda: store.wait_many(WORK, ["small-1", "large-1"], 0.2),
+        "watch": lambda: _watched(store),
+        "set_ttl": lambda: store.set_ttl(WORK, 100),
+        "gc": store.gc,
+        "gc dry": lambda: store.gc(dry_run=True),
+        "check": store.check,
+        "check and fix": lambda: store.check(fix=True),
+        "async wait": lambda: asyncio.run(store.wait_async(WORK, "small-1", 0.2)),
         "async put": lambda: asyncio.run(store.put_async(WORK, "new", array)),
         "async get": lambda: asyncio.run(store.get_async(WORK, "large-1")),
         "dag[]": lambda: dag["small-1"],
@@ -104,9 +114,21 @@ def test_every_public_call_is_tried() -> None:
     assert not missing, f"not tried: {missing}"
 
 
+def _watched(store: shmstore.Store) -> shmstore.Entry:
+    with store.watch(WORK, timeout=0.2) as entries:
+        return next(entries)
+
+
+def _a_moment_later(store: shmstore.Store) -> None:
+    """Makes the store look at once what it otherwise looks at once in a millisecond."""
+    for manifest in store._dags.manifests.values():
+        manifest.look_at = manifest.lock._look_at = 0.0
+
+
 def _outcomes(store: shmstore.Store) -> dict[str, Any]:
     """What each call returns or raises; a wrong error is a failure."""
     outcomes: dict[str, Any] = {}
+    _a_moment_later(store)
     for name, action in _calls(store).items():
         try:
             outcomes[name] = action()
@@ -160,7 +182,7 @@ def test_every_call_says_that_the_root_was_removed(root: str, gone: str, warm: b
 
 
 #: What was mapped before stays readable; that is all that a reader of it asks for.
-_FROM_OWN_MAPPINGS = {"get", "dag[]"}
+_FROM_OWN_MAPPINGS = {"get", "dag[]", "wait"}
 
 
 @pytest.mark.parametrize("first", _calls(shmstore.Store.__new__(shmstore.Store)))
@@ -170,8 +192,7 @@ def test_the_first_call_notices_that_the_root_was_removed(root: str, first: str)
     begin(inner)
     store = _opened(inner, True)
     _remove(inner)
-    store._dags.manifests[WORK].look_at = 0.0  # a millisecond later
-    store._dags.manifests[WORK].lock._look_at = 0.0
+    _a_moment_later(store)
     try:
         outcome = _calls(store)[first]()
     except shmstore.UnusableRoot as error:
@@ -284,18 +305,15 @@ def _read_only(root: str) -> dict[str, str]:
     begin(root)
     store = _opened(root, True)
     view = store.get("bystander", "segment")
-    remount, read_only = 0x20, 0x1
-    for mapping in (store,):
-        del mapping
-    import gc
-
-    gc.collect()
-    mount("none", root, None, 0x1000)  # bind, so that open files do not forbid it
-    mount("none", root, None, remount | 0x1000 | read_only)
+    remount, read_only, bind = 0x20, 0x1, 0x1000
+    mount(root, root, None, bind)  # of this mount alone, as files are open for writing
+    mount("none", root, None, remount | bind | read_only)
     told = {}
     for name, action in _calls(store).items():
         try:
             action()
+        except shmstore.WaitTimeout:
+            assert "wait" in name or name == "watch"
         except shmstore.StoreError as error:
             told[name] = f"{type(error).__name__}: {error}"
         except Exception as error:
