@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import random
@@ -19,7 +20,6 @@ from tools.torture_ledger import Ledger
 from tools.torture_scene import BROKEN, Scene
 
 _PAGE = 4096
-_LARGEST_POOL = 1 << 30
 _LARGEST_REST = 4 << 20  # control page, notes of reservations
 _VIEWS = 40
 _PROBE = "probe"
@@ -34,14 +34,12 @@ class Found:
         faults: What is wrong in itself.
         shared_memory: Bytes that the root's files take.
         spilled: Values that lie on disk.
-        orphans: Segments without a record.
     """
 
     versions: dict[Place, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     shared_memory: int = 0
     spilled: int = 0
-    orphans: int = 0
 
 
 def look_to(path: str, look: Callable[[], Found]) -> NoReturn:
@@ -92,6 +90,10 @@ def look_at_all(scene: Scene, asked: Iterable[Place]) -> Found:
         # What dead writers left is seen by readers as it is, and settled by the next writer.
         store.put(info.dag_id, _PROBE, "probe")
         store.delete(info.dag_id, _PROBE)
+    report = store.gc()
+    found.faults += [Fault(f"gc has failed at {action}") for action in report.failed]
+    found.faults += [Fault(f"check has found {finding}") for finding in store.check()]
+    store.close()
     _look_at_files(scene, found)
     return found
 
@@ -100,10 +102,13 @@ def _look_at_files(scene: Scene, found: Found) -> None:
     dags = reading_files.read_namespace(scene.root)
     for dag in dags.values():
         found.faults += [Fault(fault, dag.dag_id) for fault in dag.faults]
-        found.orphans += len(dag.orphans)
-    # One whose clearer was killed may still be at its place.
-    live = [dag for dag in dags.values() if dag.state == reading_files.LIVE]
-    in_files = {(dag.dag_id, id) for dag in live for id in dag.records}
+        if dag.orphans or dag.leftovers or dag.state != reading_files.LIVE:
+            text = f"gc has left {dag.orphans}, {dag.leftovers} and state {dag.state!r}"
+            found.faults.append(Fault(text, dag.dag_id))
+    trash = reading_files.trash(scene.root)
+    if trash:
+        found.faults.append(Fault(f"gc has left {trash} in the trash"))
+    in_files = {(dag.dag_id, id) for dag in dags.values() for id in dag.records}
     if in_files != set(found.versions):
         differing = sorted(in_files.symmetric_difference(found.versions))[:9]
         found.faults.append(Fault(f"the files and the store differ in {differing}"))
@@ -120,10 +125,11 @@ def _look_at_memory(scene: Scene, found: Found, dags: dict[str, reading_files.Da
     if in_dags > needed:
         text = f"the DAGs take {in_dags:,} bytes, their live entries need {needed:,}"
         found.faults.append(Fault(text))
-    in_pool = allocated(os.path.join(space, "pool"))
-    limit = scene.pool or (scene.capacity // 4 if scene.capacity else _LARGEST_POOL)
-    if in_pool > limit:
-        found.faults.append(Fault(f"the pool takes {in_pool:,} bytes of {limit:,}"))
+    pool = os.path.join(space, "pool")
+    in_pool = allocated(pool)
+    unviewed = [name for name in os.listdir(pool) if not _is_viewed(os.path.join(pool, name))]
+    if unviewed:
+        found.faults.append(Fault(f"gc has left {unviewed} in the pool, which nobody views"))
     if scene.capacity and found.shared_memory > scene.capacity:
         text = f"{found.shared_memory:,} bytes are taken, the capacity is {scene.capacity:,}"
         found.faults.append(Fault(text))
@@ -132,11 +138,24 @@ def _look_at_memory(scene: Scene, found: Found, dags: dict[str, reading_files.Da
         found.faults.append(Fault(f"besides DAGs and the pool, {rest:,} bytes are taken"))
 
 
+def _is_viewed(path: str) -> bool:
+    """Whether somebody holds a lease on a segment, or it is gone by now."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _needed(dag: reading_files.DagFiles) -> int:
     """What a DAG's live entries take: three files, and the segments that are listed."""
-    dead = [dag.path / name for name in dag.orphans | dag.leftovers]
-    files = [dag.manifest, dag.log, dag.index, *(path for path in dead if path.exists())]
-    own = sum(path.stat().st_blocks * 512 for path in files)
+    own = sum(path.stat().st_blocks * 512 for path in (dag.manifest, dag.log, dag.index))
     segments = [one for one in dag.records.values() if one.segment and not one.spilled]
     return own + sum(-(-one.nbytes // _PAGE) * _PAGE for one in segments)
 

@@ -72,6 +72,7 @@ class Plan:
         occurrence: The how-maniest time.
         forks: If True, it forks there instead of being killed.
         floor: Dead bytes from which on a log is compacted.
+        sweeps: If True, opening a DAG sweeps it each time, not once a minute.
     """
 
     slot: int
@@ -80,3 +81,4 @@ class Plan:
     occurrence: int = 1
     forks: bool = False
     floor: int = 1 << 20
+    sweeps: bool = False

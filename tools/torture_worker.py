@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 import shmstore
-from shmstore import crashpoints
+from shmstore import compaction, crashpoints, upkeep
 from tests import reading_files
 from tools import torture_values as values
 from tools.torture_ledger import Ledger, StrayedError
@@ -53,6 +53,7 @@ class Worker:
         course: All that it does until its end.
         chance: Its choices.
         store: Its store.
+        told: What its last call that was refused was told.
         own: The DAG that only workers of its slot write to, one at a time.
     """
 
@@ -62,6 +63,7 @@ class Worker:
         self.scene, self.plan, self.course = scene, plan, course
         self.own = f"own-{plan.slot}"
         self.store = scene.store()
+        self.told: type[shmstore.StoreError] | None = None
         self._held: list[tuple[str, str, int, Any]] = []
         self._children: list[int] = []
         self._forked = 0
@@ -110,19 +112,22 @@ class Worker:
         try:
             call()
         except (shmstore.NotFound, shmstore.EntryExists, shmstore.StoreFull) as error:
+            self.told = type(error)
             self.ledger.refused(number, type(error).__name__)
             return False
         self.ledger.done(number)
         return True
 
-    def put(self, dag_id: str, id: str, *, overwrite: bool = True) -> None:
-        """A put."""
+    def put(self, dag_id: str, id: str, *, overwrite: bool = True) -> bool:
+        """A put; returns whether it was done."""
         version = self.version()
         value = self.value(dag_id, id, version)
         before = monotonic_ns()
         call = lambda: self.store.put(dag_id, id, value, overwrite=overwrite)  # noqa: E731
-        if not self.change("put", dag_id, {id: version}, call) and not overwrite:
+        done = self.change("put", dag_id, {id: version}, call)
+        if not done and not overwrite and self.told is shmstore.EntryExists:
             self.ledger.saw(before, dag_id, id, SOME)
+        return done
 
     def put_many(self, dag_id: str, ids: list[str]) -> None:
         """A put of several."""
@@ -134,7 +139,7 @@ class Worker:
         """A delete, of something or not."""
         before = monotonic_ns()
         call = lambda: self.store.delete(dag_id, id)  # noqa: E731
-        if not self.change("delete", dag_id, {id: GONE}, call):
+        if not self.change("delete", dag_id, {id: GONE}, call) and self.told is shmstore.NotFound:
             self.ledger.saw(before, dag_id, id, GONE)
 
     def delete_many(self, dag_id: str, ids: list[str]) -> None:
@@ -310,9 +315,9 @@ class Worker:
 
 def run(scene: Scene, plan: Plan, course: Callable[[Worker], None], writer: int) -> NoReturn:
     """A forked process: works, and ends without returning."""
-    from shmstore import compaction
-
     compaction.FLOOR = plan.floor
+    if plan.sweeps:
+        upkeep._EVERY_NS = 1
     worker = None
     try:
         worker = Worker(scene, plan, course, writer)
