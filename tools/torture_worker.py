@@ -260,8 +260,8 @@ class Worker:
             do(self)
         except StrayedError:
             pass
-        except shmstore.StoreBusy:
-            # What a child is told that was forked in the middle of a change.
+        except shmstore.StoreError:
+            # A child is told so that was forked in the middle of a change.
             if os.getpid() == self._pid:
                 raise
         if os.getpid() != self._pid:
@@ -338,6 +338,10 @@ def end(worker: Worker) -> NoReturn:
         missed = worker.plan.point is not None and not worker.plan.forks
         status = MISSED if missed and not worker.scene.over else 0
     except BaseException:
-        worker.ledger.fault(f"writer {worker.writer}: {traceback.format_exc()}")
+        told = f"writer {worker.writer}: {traceback.format_exc()}"
+        try:
+            worker.ledger.fault(told)
+        except BaseException:
+            os.write(2, (told + traceback.format_exc()).encode())
     finally:
         os._exit(status)
