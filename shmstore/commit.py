@@ -242,6 +242,8 @@ def _commit(
             slots[at] = hashed
             if hook is not None:
                 hook("commit:slot-hash")
+                if here.lost:  # forked by the hook
+                    raise refused()
             index.head[USED] += 1
         slots[at + 1] = word
         if hook is not None:

@@ -188,10 +188,14 @@ def _commit(
         slots[at] = hashed
         if hook is not None:
             hook("commit:slot-hash")
+            if here.lost:  # forked by the hook
+                raise refused()
         index.head[USED] += 1
     slots[at + 1] = offset << 16 | (offset ^ hashed) % TAG
     if hook is not None:
         hook("commit:slot")
+        if here.lost:
+            raise refused()
     words[INDEXED] = end
     if hook is not None:
         hook("commit:indexed")

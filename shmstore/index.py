@@ -88,6 +88,10 @@ class Index:
         finally:
             file.close()
 
+    def count(self) -> int:
+        """How many slots are used, by looking at all of them."""
+        return int(np.count_nonzero(np.frombuffer(self.slots, dtype=np.uint64)[1::2]))
+
     def entries(self) -> tuple[_WORDS, _WORDS]:
         """Copies of the hashes and offsets of all used slots.
 

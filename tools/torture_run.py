@@ -9,7 +9,7 @@ import select
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,8 +23,8 @@ from tools import torture_looking as looking
 from tools.torture_family import Process
 from tools.torture_history import Fault, History
 from tools.torture_scene import BROKEN, LEAVE, MISSED, OVER, Plan, Scene
-from tools.torture_steps import all_steps
-from tools.torture_worker import run
+from tools.torture_steps import all_steps, clear_awaited, put_awaited
+from tools.torture_worker import Worker, run
 
 #: Seconds within which a process must end that has been told to.
 PATIENCE_S = 60.0
@@ -131,6 +131,7 @@ class Torture:
 
     def _round(self, until: float, kills: int | None) -> None:
         self._scene.stop[OVER] = 0
+        self._let_do(clear_awaited)
         try:
             for slot in range(self._workers):
                 self._start(slot)
@@ -142,6 +143,10 @@ class Torture:
                         self._start(slot)
         finally:
             self._scene.stop[OVER] = 1
+            for one in self._running.values():
+                if not one.process.reap(0):
+                    one.process.signal(signal.SIGCONT)
+            self._let_do(put_awaited)
             self._let_all_end()
         self._look()
 
@@ -151,11 +156,21 @@ class Torture:
         over = time.monotonic() >= until or self._scene.interrupted
         return not (over or enough or summary.faults)
 
-    def _start(self, slot: int) -> None:
-        plan = self._plan(slot)
+    def _let_do(self, course: Callable[[Worker], None]) -> None:
+        """Lets a worker that is not killed do something, and waits for its end."""
+        one = self._fork(Plan(self._workers, 1), course)
+        if not one.process.reap(PATIENCE_S):
+            self._hangs(f"writer {one.writer}", one.process, one.writer)
+        self._ended(one)
+
+    def _fork(self, plan: Plan, course: Callable[[Worker], None]) -> _Running:
         writer = self._writer
         self._writer += _NUMBERS_EACH
-        process = family.fork(partial(run, self._scene, plan, all_steps, writer))
+        process = family.fork(partial(run, self._scene, plan, course, writer))
+        return _Running(process, plan, writer, [])
+
+    def _start(self, slot: int) -> None:
+        plan = self._plan(slot)
         due: list[tuple[float, int]] = []
         now, chance = time.monotonic(), self._chance
         if plan.point is None and chance.random() < 0.9:
@@ -163,18 +178,22 @@ class Torture:
         if chance.random() < 0.15:
             at = now + chance.uniform(0.002, 0.1)
             due += [(at, signal.SIGSTOP), (at + chance.uniform(0.01, 0.2), signal.SIGCONT)]
-        self._running[slot] = _Running(process, plan, writer, sorted(due))
+        self._running[slot] = self._fork(plan, all_steps)
+        self._running[slot].due = sorted(due)
 
     def _plan(self, slot: int) -> Plan:
         chance = self._chance
         steps, floor = chance.randrange(20, 400), chance.choice((1 << 16, 1 << 18, 1 << 20))
+        sweeps = chance.random() < 0.3
         if chance.random() < 0.4:
-            return Plan(slot, steps, floor=floor)
+            return Plan(slot, steps, floor=floor, sweeps=sweeps)
         if not self._deck:
             self._deck = list(crashpoints.POINTS)
             chance.shuffle(self._deck)
         point = self._deck.pop()
-        return Plan(slot, steps, point, chance.choice((1, 1, 2, 5)), chance.random() < 0.1, floor)
+        occurrence = chance.choice((1, 1, 2, 5))
+        sweeps = sweeps or point.startswith("sweep")
+        return Plan(slot, steps, point, occurrence, chance.random() < 0.1, floor, sweeps)
 
     def _wait_and_signal(self, until: float) -> None:
         due = [one.due[0][0] for one in self._running.values() if one.due]
@@ -201,9 +220,6 @@ class Torture:
 
     def _let_all_end(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        for one in self._running.values():
-            if not one.process.reap(0):
-                one.process.signal(signal.SIGCONT)
         for one in self._running.values():
             if not one.process.reap(max(0.0, deadline - time.monotonic())):
                 self._hangs(f"writer {one.writer}", one.process, one.writer)

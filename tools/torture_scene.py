@@ -11,11 +11,6 @@ SHARED = ("shared-0", "shared-1")
 AWAITED = "awaited"
 OWN_IDS, SHARED_IDS, CONTENDED_IDS, AWAITED_IDS = 24, 6, 6, 8
 
-#: What ``check`` may find while others are killed, and damage their indexes on purpose.
-LEFT_BY_KILLS = frozenset(
-    ("gap", "orphan", "leftover", "trash", "abandoned", "cleared", "page", "index", "spilled")
-)
-
 #: Bytes of the memory by which all are told.
 OVER, LEAVE, INTERRUPTED = 0, 1, 2
 
@@ -77,6 +72,7 @@ class Plan:
         occurrence: The how-maniest time.
         forks: If True, it forks there instead of being killed.
         floor: Dead bytes from which on a log is compacted.
+        sweeps: If True, opening a DAG sweeps it each time, not once a minute.
     """
 
     slot: int
@@ -85,3 +81,4 @@ class Plan:
     occurrence: int = 1
     forks: bool = False
     floor: int = 1 << 20
+    sweeps: bool = False

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
+from time import monotonic_ns
 
+import shmstore
 from tools.torture_scene import AWAITED, AWAITED_IDS, SHARED
-from tools.torture_values import LINE, TINY
+from tools.torture_values import LARGE, LINE, TINY
 from tools.torture_worker import Worker
 
 Step = Callable[[Worker], None]
@@ -14,7 +17,21 @@ Step = Callable[[Worker], None]
 _MANY = 8
 _CROWD = 700  # new keys at once, more than a young index holds
 _WORN = 40
+_PATIENCE_S = 45.0
+_TO_BE_SWEPT = (
+    "orphan", "leftover", "trash", "abandoned", "cleared", "page", "gap", "index",
+)  # fmt: skip
 _LONGEST = 3.0  # seconds that a worker lives
+
+
+def or_full(step: Step) -> Step:
+    """A step that may find no room for a DAG that it is the first to use."""
+
+    def tried(worker: Worker) -> None:
+        with contextlib.suppress(shmstore.StoreFull):
+            step(worker)
+
+    return tried
 
 
 def all_steps(worker: Worker) -> None:
@@ -87,16 +104,76 @@ def _list(worker: Worker) -> None:
             worker.ledger.fault(f"DAG {info.dag_id} is said to be damaged: {info.fault}")
 
 
-def _put_awaited(worker: Worker) -> None:
+def _put_one_awaited(worker: Worker) -> None:
     worker.put(AWAITED, f"{worker.chance.randrange(AWAITED_IDS)}")
 
 
+def clear_awaited(worker: Worker) -> None:
+    """What a round begins with: there is something to wait for."""
+    worker.clear(AWAITED)
+
+
+def put_awaited(worker: Worker) -> None:
+    """What a round ends with: nobody has to wait any longer."""
+    for n in range(AWAITED_IDS):
+        if not worker.put(AWAITED, f"{n}"):
+            worker.ledger.fault("no room for what others wait for", AWAITED, f"{n}")
+
+
+@or_full
 def _wait(worker: Worker) -> None:
-    worker.put_awaited(worker.own, worker.id(worker.own))
+    ids = list({f"{worker.chance.randrange(AWAITED_IDS)}" for _ in range(2)})
+    before = monotonic_ns()
+    # Somebody puts them before the round ends, at the latest then; and must be heard.
+    if len(ids) == 1:
+        found = {ids[0]: worker.store.wait(AWAITED, ids[0], _PATIENCE_S)}
+    else:
+        found = worker.store.wait_many(AWAITED, ids, _PATIENCE_S)
+    for id, value in found.items():
+        worker.saw(before, AWAITED, id, value)
 
 
-def _keep_for_a_while(worker: Worker) -> None:
-    worker.store.set_ttl(worker.own, 3600)
+@or_full
+def _watch(worker: Worker) -> None:
+    """Sees its own put go by, among those that stand."""
+    with worker.store.watch(worker.own, since=None, timeout=_PATIENCE_S) as entries:
+        id = worker.id(worker.own)
+        if worker.put(worker.own, id):
+            for entry in entries:
+                if entry.id == id:
+                    break
+
+
+def _gc(worker: Worker) -> None:
+    # Redoing what a dead writer left may take room that is not there just now.
+    failed = [one for one in worker.store.gc().failed if "Out of" not in one.why]
+    if failed:
+        worker.ledger.fault(f"gc has failed at {failed}")
+
+
+def _gc_after_deaths(worker: Worker) -> None:
+    """Leaves a segment, a log and a cleared DAG without owner, and lets gc free them."""
+    worker.kill_a_child_at("commit:named", _put_large)
+    worker.kill_a_child_at("compact:switched", _wear)
+    _gc(worker)
+    worker.kill_a_child_at("clear:renamed", _clear_own)
+    _gc(worker)
+
+
+def _put_large(worker: Worker) -> None:
+    worker.put(worker.own, f"{LARGE}-0")
+
+
+def _check(worker: Worker) -> None:
+    """Beside others at work nothing is found but what the dead have left, and damaged slots."""
+    for finding in worker.store.check():
+        if finding.kind not in _TO_BE_SWEPT:
+            worker.ledger.fault(f"check has found {finding}", finding.dag_id or "")
+
+
+@or_full
+def _set_ttl(worker: Worker) -> None:
+    worker.store.set_ttl(worker.own, 10**6)
 
 
 def _clear_own(worker: Worker) -> None:
@@ -165,12 +242,10 @@ LEADING: dict[str, Step] = {
     "create": _create,
     "clear": _clear_own,
     "wait": _wait,
-    "sweep": Worker.sweep,
-    "check": Worker.check,
-    "ttl": _keep_for_a_while,
-    "pool": _put,
-    "ledger": _put,
-    "spill": _put,
+    "sweep": _gc_after_deaths,
+    "ttl": _set_ttl,
+    "pool": _put_large,
+    "ledger": _put_large,
 }
 
 
@@ -190,11 +265,13 @@ _MIX: dict[Step, float] = {
     Worker.look_at_views: 3,
     _write_on_copy: 3,
     _list: 2,
-    _put_awaited: 2,
+    _put_one_awaited: 1,
     _wait: 1,
-    Worker.sweep: 0.3,
-    Worker.check: 0.1,
-    _keep_for_a_while: 0.1,
+    _watch: 2,
+    _gc: 0.5,
+    _check: 0.3,
+    _set_ttl: 0.3,
+    _gc_after_deaths: 0.1,
     _clear_own: 0.7,
     _clear_shared: 0.2,
     _wear: 0.3,

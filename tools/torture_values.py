@@ -17,11 +17,11 @@ COUNTER_BITS = 24
 #: Versions that no value has: nothing is there; something is there.
 GONE, SOME = 0, -1
 
-#: What ids begin with whose values are small.
-TINY, LINE = "tiny", "line"
+#: What ids begin with whose values are of one kind.
+TINY, LINE, LARGE = "tiny", "line", "large"
 
 _SMALLEST_ARRAY = 1 << 10
-_KINDS = {TINY: 0.1, LINE: 0.4}
+_KINDS = {TINY: 0.1, LINE: 0.4, LARGE: 0.9}
 _DOUBLINGS = 12  # up to 4 MiB
 _ODD = 0x9E3779B97F4A7C15
 
@@ -33,7 +33,8 @@ class WrongValueError(Exception):
 def make(seed: int, dag_id: str, id: str, version: int) -> Any:
     """The value with this version at this place: inline and in segments, of many types.
 
-    Ids that begin with ``TINY`` or ``LINE`` and a dash have values that are always inline.
+    Ids that begin with ``TINY`` or ``LINE`` and a dash have values that are always inline,
+    those that begin with ``LARGE`` arrays in segments.
     """
     mark = xxh3_64_intdigest(f"{seed}/{dag_id}/{id}/{version}".encode())
     chance = random.Random(mark)
@@ -46,7 +47,7 @@ def make(seed: int, dag_id: str, id: str, version: int) -> Any:
         return version.to_bytes(8, "little") + mark.to_bytes(8, "little") * chance.randrange(9000)
     if kind < 0.7:
         return {"version": version, "one": _array(version, mark, chance), "other": np.arange(9)}
-    return _array(version, mark, chance)
+    return _array(version, mark, chance, 9 if id.startswith(LARGE) else 0)
 
 
 def check(seed: int, dag_id: str, id: str, value: Any) -> int:
@@ -81,9 +82,9 @@ def writer_of(version: int) -> int:
     return version >> COUNTER_BITS
 
 
-def _array(version: int, mark: int, chance: random.Random) -> np.ndarray[Any, Any]:
+def _array(version: int, mark: int, chance: random.Random, least: int = 0) -> np.ndarray[Any, Any]:
     # The smaller of two, so that memory is not all for the largest.
-    doublings = min(chance.randrange(_DOUBLINGS + 1), chance.randrange(_DOUBLINGS + 1))
+    doublings = min(chance.randint(least, _DOUBLINGS), chance.randint(least, _DOUBLINGS))
     values = np.arange(_SMALLEST_ARRAY * 2**doublings // 8, dtype=np.uint64)
     values *= np.uint64(_ODD)
     values += np.uint64(mark)

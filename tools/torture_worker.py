@@ -11,7 +11,6 @@ import faulthandler
 import os
 import random
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,14 +21,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 import shmstore
-from shmstore import crashpoints
+from shmstore import compaction, crashpoints, upkeep
 from tests import reading_files
 from tools import torture_values as values
 from tools.torture_ledger import Ledger, StrayedError
 from tools.torture_scene import (
     BROKEN,
     CONTENDED_IDS,
-    LEFT_BY_KILLS,
     MISSED,
     OWN_IDS,
     SHARED,
@@ -44,7 +42,6 @@ _CHILD_STEPS = 12
 _CHILDREN = 15  # of one worker, whose numbers follow on its own
 _CHILD_LEAVES_S = 30.0
 _INDEX_HEAD = 128
-_WOKEN_S = 20.0
 
 
 class Worker:
@@ -56,6 +53,7 @@ class Worker:
         course: All that it does until its end.
         chance: Its choices.
         store: Its store.
+        told: What its last call that was refused was told.
         own: The DAG that only workers of its slot write to, one at a time.
     """
 
@@ -65,6 +63,7 @@ class Worker:
         self.scene, self.plan, self.course = scene, plan, course
         self.own = f"own-{plan.slot}"
         self.store = scene.store()
+        self.told: type[shmstore.StoreError] | None = None
         self._held: list[tuple[str, str, int, Any]] = []
         self._children: list[int] = []
         self._forked = 0
@@ -113,49 +112,22 @@ class Worker:
         try:
             call()
         except (shmstore.NotFound, shmstore.EntryExists, shmstore.StoreFull) as error:
+            self.told = type(error)
             self.ledger.refused(number, type(error).__name__)
             return False
         self.ledger.done(number)
         return True
 
-    def put(self, dag_id: str, id: str, *, overwrite: bool = True) -> None:
-        """A put."""
+    def put(self, dag_id: str, id: str, *, overwrite: bool = True) -> bool:
+        """A put; returns whether it was done."""
         version = self.version()
         value = self.value(dag_id, id, version)
         before = monotonic_ns()
         call = lambda: self.store.put(dag_id, id, value, overwrite=overwrite)  # noqa: E731
-        if not self.change("put", dag_id, {id: version}, call) and not overwrite:
+        done = self.change("put", dag_id, {id: version}, call)
+        if not done and not overwrite and self.told is shmstore.EntryExists:
             self.ledger.saw(before, dag_id, id, SOME)
-
-    def put_awaited(self, dag_id: str, id: str) -> None:
-        """Deletes a value and puts it again, while a thread waits for it."""
-        self.delete(dag_id, id)
-        woken = threading.Event()
-
-        def wait() -> None:
-            try:
-                self.store.wait(dag_id, id, _WOKEN_S)
-            except shmstore.StoreError as error:
-                self.ledger.fault(f"a waiter was not woken: {error}", dag_id, id)
-            woken.set()
-
-        thread = threading.Thread(target=wait, daemon=True)
-        thread.start()
-        self.put(dag_id, id)
-        if self.store.has_value(dag_id, id) and not woken.wait(_WOKEN_S + 5):
-            self.ledger.fault("a waiter waits for ever", dag_id, id)
-
-    def sweep(self) -> None:
-        """Frees what dead writers left, beside all who are at work."""
-        for action in self.store.gc().actions:
-            if action.kind == "failed":
-                self.ledger.fault(f"gc cannot look at something: {action}")
-
-    def check(self) -> None:
-        """Looks for damage, beside all who are at work."""
-        for finding in self.store.check():
-            if finding.kind not in LEFT_BY_KILLS:
-                self.ledger.fault(f"check finds: {finding}")
+        return done
 
     def put_many(self, dag_id: str, ids: list[str]) -> None:
         """A put of several."""
@@ -167,7 +139,7 @@ class Worker:
         """A delete, of something or not."""
         before = monotonic_ns()
         call = lambda: self.store.delete(dag_id, id)  # noqa: E731
-        if not self.change("delete", dag_id, {id: GONE}, call):
+        if not self.change("delete", dag_id, {id: GONE}, call) and self.told is shmstore.NotFound:
             self.ledger.saw(before, dag_id, id, GONE)
 
     def delete_many(self, dag_id: str, ids: list[str]) -> None:
@@ -288,8 +260,8 @@ class Worker:
             do(self)
         except StrayedError:
             pass
-        except shmstore.StoreBusy:
-            # What a child is told that was forked in the middle of a change.
+        except shmstore.StoreError:
+            # A child is told so that was forked in the middle of a change.
             if os.getpid() == self._pid:
                 raise
         if os.getpid() != self._pid:
@@ -343,9 +315,9 @@ class Worker:
 
 def run(scene: Scene, plan: Plan, course: Callable[[Worker], None], writer: int) -> NoReturn:
     """A forked process: works, and ends without returning."""
-    from shmstore import compaction
-
     compaction.FLOOR = plan.floor
+    if plan.sweeps:
+        upkeep._EVERY_NS = 1
     worker = None
     try:
         worker = Worker(scene, plan, course, writer)
@@ -366,6 +338,10 @@ def end(worker: Worker) -> NoReturn:
         missed = worker.plan.point is not None and not worker.plan.forks
         status = MISSED if missed and not worker.scene.over else 0
     except BaseException:
-        worker.ledger.fault(f"writer {worker.writer}: {traceback.format_exc()}")
+        told = f"writer {worker.writer}: {traceback.format_exc()}"
+        try:
+            worker.ledger.fault(told)
+        except BaseException:
+            os.write(2, (told + traceback.format_exc()).encode())
     finally:
         os._exit(status)

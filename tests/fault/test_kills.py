@@ -145,6 +145,21 @@ def test_a_scenario_goes_through_the_steps_it_names(root: str, name: str) -> Non
     reading_files.check(root, orphans=scenario.orphans - 1 if scenario.prepare else 0)
 
 
+@pytest.mark.parametrize("drift", [1, -1])
+def test_a_slot_that_was_half_counted_is_counted_once(root: str, drift: int) -> None:
+    """A writer killed between a slot and the count of slots leaves no wrong count."""
+    begin(root)
+    kill_at("commit:tail", 1, lambda: shmstore.Store(root).put(WORK, "new", 1))
+    path = reading_files.read(root, WORK).index
+    with path.open("r+b") as file:
+        file.seek(64)
+        used = int.from_bytes(file.read(8), "little")
+        file.seek(64)
+        file.write((used + drift).to_bytes(8, "little"))
+    call(lambda: bool(shmstore.Store(root).put(WORK, "newer", 2)))
+    reading_files.check(root)
+
+
 def test_every_crash_point_has_its_kill() -> None:
     """No crash point exists at which no test kills a process, and none is unknown."""
     killed_at = {SCENARIOS[name].steps[step] for name, step in KILLS}
