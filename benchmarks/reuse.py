@@ -52,7 +52,7 @@ class Ray(Peer):
     @classmethod
     def missing(cls) -> str | None:
         """Why it cannot take part, or None."""
-        return None if find_spec("ray") else "Ray: pip install ray"
+        return None if find_spec("ray") else "Ray: pip install 'shmstore[ray]'"
 
     @classmethod
     def start(cls, place: str) -> Ray:
