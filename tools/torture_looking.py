@@ -6,6 +6,7 @@ import fcntl
 import os
 import pickle
 import random
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -119,6 +120,8 @@ def _look_at_files(scene: Scene, found: Found) -> None:
 
 def _look_at_memory(scene: Scene, found: Found, dags: dict[str, reading_files.DagFiles]) -> None:
     """Shared memory is what the live entries need, and a bounded pool."""
+    for path in Path(scene.root).glob("beside-*"):
+        shutil.rmtree(path)  # made only to be made to spill
     space = os.path.join(scene.root, "default")
     found.shared_memory = allocated(scene.root)
     needed = sum(_needed(dag) for dag in dags.values())

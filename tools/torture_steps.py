@@ -172,6 +172,16 @@ def _check(worker: Worker) -> None:
 
 
 @or_full
+def _limit(worker: Worker) -> None:
+    """Sets the capacity that there is anew: all that is taken is counted."""
+    worker.limit()
+
+
+def _spill_elsewhere(worker: Worker) -> None:
+    """Lets a namespace of its own spill, as it is done once for each."""
+    worker.spill_elsewhere()
+
+
 def _set_ttl(worker: Worker) -> None:
     worker.store.set_ttl(worker.own, 10**6)
 
@@ -245,7 +255,8 @@ LEADING: dict[str, Step] = {
     "sweep": _gc_after_deaths,
     "ttl": _set_ttl,
     "pool": _put_large,
-    "ledger": _put_large,
+    "ledger": _limit,
+    "spill": _spill_elsewhere,
 }
 
 
@@ -272,6 +283,9 @@ _MIX: dict[Step, float] = {
     _check: 0.3,
     _set_ttl: 0.3,
     _gc_after_deaths: 0.1,
+    _put_large: 0.5,
+    _limit: 0.1,
+    _spill_elsewhere: 0.05,
     _clear_own: 0.7,
     _clear_shared: 0.2,
     _wear: 0.3,

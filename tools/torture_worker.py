@@ -211,9 +211,19 @@ class Worker:
         self.store.close()
         self.store = self.scene.store()
 
+    def limit(self) -> None:
+        """Opens the store with the capacity that it has."""
+        shmstore.Store(self.scene.root, capacity=self.scene.capacity).close()
+        self.put(self.own, "large-0")
+
+    def spill_elsewhere(self) -> None:
+        """Makes a namespace beside the others that spills into the same directory."""
+        spill = os.path.dirname(os.readlink(os.path.join(self.scene.root, "default", "spill")))
+        shmstore.Store(self.scene.root, f"beside-{self.writer}", spill=spill).close()
+
     def fork(self) -> None:
         """Forks here and now; both go on, the child for a while."""
-        if self._forked < _CHILDREN:
+        if self._forked < _CHILDREN and os.getpid() == self._pid:
             self._forked += 1
             pid = os.fork()
             if pid:
@@ -221,6 +231,8 @@ class Worker:
 
     def kill_a_child_at(self, point: str, do: Callable[[Worker], None]) -> None:
         """Lets a forked child do something until it is killed at a point, or ends."""
+        if os.getpid() != self._pid:
+            raise StrayedError
         if self._forked >= _CHILDREN:
             return
         self._forked += 1
