@@ -240,6 +240,12 @@ def _damage_index(worker: Worker) -> None:
     worker.put(worker.own, "id-0")
 
 
+def _choose_a_disk(worker: Worker) -> None:
+    """Opens a namespace aside that is to move values to disk."""
+    root = worker.scene.root
+    shmstore.Store(root, f"aside-{worker.writer}", spill=f"{root}/disk").close()
+
+
 #: What leads to the crash points whose names begin so.
 LEADING: dict[str, Step] = {
     "segment": _put,

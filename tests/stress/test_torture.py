@@ -212,7 +212,7 @@ def test_a_broken_mechanism_is_found(
     def run() -> tuple[int, str]:
         mechanism()
         with contextlib.redirect_stdout(io.StringIO()) as told:
-            status = torture.main(["--seconds", "40", "--seed", "5", "--root", root])
+            status = torture.main(["--seconds", "80", "--seed", "5", "--root", root])
         return status, told.getvalue()
 
     with Child(run) as child:
