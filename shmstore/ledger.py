@@ -257,8 +257,6 @@ class Ledger:
 
     def notes_of_the_dead(self, dry_run: bool) -> list[tuple[str, int]]:
         """Name and size of each note that a dead process left; removed, unless ``dry_run``."""
-        if not os.listdir(f"/proc/self/fd/{self._directory.fd}/{names.RESERVATIONS}"):
-            return []
         return self._run(self._drop_dead, dry_run)
 
     def _drop_dead(self, dry_run: bool) -> list[tuple[str, int]]:
@@ -304,10 +302,19 @@ class Ledger:
     def _run(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return self._lock.run(lambda _: body(*args, **kwargs), None)
-        except LockLost:
-            raise UnusableRoot(
-                self._what, "its files have been removed while it was in use; open a new Store"
-            ) from None
+        except LockLost as error:
+            raise _removed(self._what) from error
+        except TimeoutError:
+            raise
+        except OSError as error:
+            if not self._directory.intact():
+                raise _removed(self._what) from error
+            raise
+
+
+def _removed(what: str) -> UnusableRoot:
+    why = "its files have been removed while it was in use; open a new Store"
+    return UnusableRoot(what, why)
 
 
 def whole_pages(nbytes: int) -> int:

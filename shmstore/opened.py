@@ -11,6 +11,7 @@ from shmstore.errors import CorruptValue, StoreClosed, StoreFull
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.record import WAIT_DEADLINE
+from shmstore.relief import with_relief
 
 R = TypeVar("R")
 
@@ -114,7 +115,9 @@ class OpenDags:
     def _create(self, dag_id: str) -> Manifest:
         space = self.space
         names.encode_id(dag_id, "dag_id")
-        return self._keep(dag_id, self._with_room(lifecycle.find_or_create_dag, space, dag_id))
+        create = lifecycle.find_or_create_dag
+        made = with_relief(space, lambda: self._with_room(create, space, dag_id))
+        return self._keep(dag_id, made)
 
     def _with_room(self, call: Callable[[Namespace, str], R], space: Namespace, dag_id: str) -> R:
         """Opens a DAG; closes the others first if descriptors have run out."""

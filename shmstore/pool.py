@@ -187,6 +187,12 @@ def free(space: Namespace, name: str) -> int | None:
     return whole_pages(file.size)
 
 
+def set_limit(space: Namespace, nbytes: int) -> None:
+    """Bounds the pool, for all processes, and frees what is beyond it."""
+    space.set_pool_limit(nbytes)
+    trim(space, nbytes)
+
+
 def unviewed(space: Namespace, name: str) -> int | None:
     """What freeing an emptied segment would free; None if it is viewed or gone."""
     file = take(space.pool, name)

@@ -34,6 +34,7 @@ from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
+from shmstore.pool import set_limit as set_pool_limit
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.relief import with_relief
@@ -98,7 +99,7 @@ class Store(AsyncCalls, WaitingCalls):
         if limit is not None:
             space.ledger.set_capacity(limit)
         if pool_limit is not None:
-            space.set_pool_limit(pool_limit)
+            set_pool_limit(space, pool_limit)
         if spill_path is not None:
             set_place(space, spill_path)
         self._dags = OpenDags(space)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from shmstore import lifecycle, names, spill, survey
-from shmstore.errors import StoreError
+from shmstore.errors import StoreBusy, StoreError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.report import GcAction
@@ -81,5 +81,11 @@ def _size(path: str) -> int:
 
 def notes(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Removes what dead processes had noted as reserved."""
-    for name, nbytes in space.ledger.notes_of_the_dead(order.dry_run):
+    try:
+        dead = space.ledger.notes_of_the_dead(order.dry_run)
+    except StoreBusy:
+        if order.patience_s is None:
+            raise
+        return  # whoever is at it will be done before the next sweep
+    for name, nbytes in dead:
         yield GcAction("note", None, f"{names.RESERVATIONS}/{name}", nbytes, "its process died")
