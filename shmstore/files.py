@@ -166,6 +166,8 @@ def claimed(file: Descriptor, directory: Descriptor, name: str) -> bool:
     Returns:
         False if somebody else has it, or it is no longer there.
     """
+    if here.lost:
+        raise refused()  # and its descriptor is closed
     try:
         fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)

@@ -20,6 +20,9 @@ from tools.torture_history import Fault, Place
 from tools.torture_ledger import Ledger
 from tools.torture_scene import BROKEN, Scene
 
+#: Where the witness's ledger is, which lasts longer than a round.
+WITNESS = "witness"
+
 _PAGE = 4096
 _LARGEST_REST = 4 << 20  # control page, notes of reservations
 _VIEWS = 40
@@ -189,7 +192,7 @@ def witness(scene: Scene) -> NoReturn:
     Its faults and the number of views that it has compared go into a ledger of its own.
     """
     status = BROKEN
-    ledger = Ledger(scene.ledgers, 1)
+    ledger = Ledger(os.path.join(scene.ledgers, WITNESS), 1)
     try:
         chance = random.Random(f"{scene.seed}/witness")
         held: list[tuple[str, str, int, Any]] = []

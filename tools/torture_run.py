@@ -114,6 +114,8 @@ class Torture:
     @contextmanager
     def _witness(self) -> Iterator[None]:
         self._scene.stop[LEAVE] = 0
+        apart = os.path.join(self._scene.ledgers, looking.WITNESS)
+        os.mkdir(apart)
         self._holder = family.fork(lambda: looking.witness(self._scene))
         try:
             yield
@@ -121,7 +123,8 @@ class Torture:
             self._scene.stop[LEAVE] = 1
             if not self._holder.reap(PATIENCE_S):
                 self._hangs("the witness", self._holder, 1)
-            self._take_ledgers(monotonic_ns())
+            for writer, events in ledger.collect(apart).items():
+                self._history.take(writer, events, monotonic_ns())
             if self._holder.status:
                 self._fault(f"the witness ended with {self._holder.status}")
             self.summary.views += self._history.kept
