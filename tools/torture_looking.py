@@ -224,7 +224,7 @@ def _take_one(
     if not dags:
         return
     dag_id = chance.choice(dags)
-    ids = list(store.ids(dag_id))
+    ids = [id for id in store.ids(dag_id) if id != _PROBE]
     if not ids:
         return
     id = chance.choice(ids)
