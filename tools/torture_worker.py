@@ -14,6 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NoReturn
@@ -256,10 +257,13 @@ class Worker:
         path = Path(self.scene.root) / "default" / "dags" / self.own
         if not (path / "manifest").exists():
             return
-        dag = reading_files.read_dag(path)
+        try:
+            dag = reading_files.read_dag(path)
+        except FileNotFoundError:
+            return  # others share it, and have replaced its files or cleared it
         if id in dag.records:
             hashed = dag.records[id].key_hash.to_bytes(8, "little")
-            with dag.index.open("r+b") as file:
+            with suppress(FileNotFoundError), dag.index.open("r+b") as file:
                 raw = file.read()
                 at = raw.find(hashed, _INDEX_HEAD)
                 if at > 0:
