@@ -124,10 +124,7 @@ def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> 
     """Frees a segment that no record names any more. Views that are held keep theirs."""
     recounts = space.ledger.recounts
     if nbytes >= SMALLEST:
-        file = take(directory, name)
-        if file is not None:
-            _empty(file)
-            file.close()
+        cut(directory, name)
     if here.lost:
         raise refused()
     try:
@@ -135,6 +132,14 @@ def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> 
     except FileNotFoundError:
         return  # whoever was faster gives it back
     space.ledger.give_back(nbytes, recounts)
+
+
+def cut(directory: Descriptor, name: str) -> None:
+    """Frees the memory of a segment that no record names, unless it is viewed."""
+    file = take(directory, name)
+    if file is not None:
+        _empty(file)
+        file.close()
 
 
 def _empty(file: Descriptor) -> None:

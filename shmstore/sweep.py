@@ -123,7 +123,10 @@ def sources() -> tuple[Source, ...]:
 
 def gc(space: Namespace, order: Order) -> GcReport:
     """Sweeps, and says what was done."""
-    return GcReport(order.dry_run, tuple(sweep(space, order)))
+    report = GcReport(order.dry_run, tuple(sweep(space, order)))
+    if not order.dry_run:
+        space.ledger.recount()
+    return report
 
 
 def dags(space: Namespace, order: Order) -> Iterator[GcAction]:
@@ -246,8 +249,11 @@ def _orphans(manifest: Manifest, listing: Listing, seen: survey.Moment) -> list[
 
 
 def _freed(directory: Descriptor, action: GcAction, order: Order, point: str) -> GcAction:
-    nbytes = free_file(directory, action.name, order.dry_run)
+    nbytes = free_file(directory, action.name, dry_run=True)
     if not order.dry_run:
+        if nbytes >= pool.SMALLEST:
+            pool.cut(directory, action.name)
+        free_file(directory, action.name)
         reach(point)
     return replace(action, nbytes=nbytes)
 

@@ -21,6 +21,10 @@ from shmstore.sweep import Order, free_file, guarded
 
 def spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Frees spilled segments of no live value, and what was spilled of DAGs that are gone."""
+    yield from guarded(None, names.SPILL, lambda: [*_spilled(space, order)])
+
+
+def _spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
     at = spill.place(space)
     listed = spill.generations(space)
     if at is None or not listed:

@@ -72,10 +72,9 @@ def _sweep_others(space: Namespace, order: Order) -> None:
 
 
 def on_full(space: Namespace) -> int:
-    """Sweeps everything, since room is short; returns the bytes freed."""
-    return sum(
-        action.nbytes for action in sweep.sweep(space, Order(patience_s=0.0, pool_kept_s=0.0))
-    )
+    """Sweeps everything, since room is short; returns the bytes of memory freed."""
+    swept = sweep.sweep(space, Order(patience_s=0.0, pool_kept_s=0.0))
+    return sum(one.nbytes for one in swept if not one.name.startswith(f"{names.SPILL}/"))
 
 
 def _stamp(control: memoryview, word: int) -> None:
