@@ -3,7 +3,8 @@
 At that limit not only ``mmap`` fails, but whatever needs memory of its own: malloc,
 the interpreter, a thread. So the store stops mapping before it is reached, and leaves
 the rest to them. The kernel tells nobody how many mappings a process has but by
-listing them, so they are counted seldom: after half of what was left has been used.
+listing them, so they are counted seldom: after half of what was left has been used, and
+when a second has gone by, as others make mappings, too.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ _AGAIN_S = 1.0
 
 _most = 0  # 0: not read yet
 _left = 0  # mappings to be made before they are counted again
-_again_at = 0.0
+_again_at = 0.0  # not counted again before, if there was none left
+_recount_at = 0.0  # counted again then, however many are left
 
 
 def may_map() -> bool:
     """True if one more mapping leaves enough for what is not the store's."""
     global _left
     _left -= 1
-    return _left >= 0 or _count()
+    return (_left >= 0 and monotonic() < _recount_at) or _count()
 
 
 def _count() -> bool:
-    global _most, _left, _again_at
+    global _most, _left, _again_at, _recount_at
     now = monotonic()
     if now < _again_at:
         return False
@@ -37,6 +39,7 @@ def _count() -> bool:
         _again_at = now + _AGAIN_S  # until then, what others give back is not seen
         return False
     _left = left // 2
+    _recount_at = now + _AGAIN_S
     return True
 
 
