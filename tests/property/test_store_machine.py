@@ -65,11 +65,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.held: list[tuple[Any, Any]] = []
 
     def teardown(self) -> None:
-        for one in getattr(self, "stores", {}).values():
+        stores = getattr(self, "stores", {})
+        found = [] if not stores else stores["second"].check()
+        for one in stores.values():
             one.close()
         self.stores, self.held = {}, []
         gc.collect()
         shutil.rmtree(self.root, ignore_errors=True)
+        assert found == []
 
     def by(self, name: str, use: Callable[[shmstore.Store], Any]) -> Any:
         """What a use of the store answers, by one of the objects or in a forked child."""
@@ -169,6 +172,15 @@ class StoreMachine(RuleBasedStateMachine):
         assert got_id == expected_id
         assert same(got, expected)
         assert same(self.by(name, lambda s: s.dag(dag_id).pop(id, 5)), model.pop(id, 5))
+
+    @rule(name=who, dry_run=st.booleans())
+    def collect(self, name: str, dry_run: bool) -> None:
+        report = self.by(name, lambda s: s.gc(dry_run))
+        assert [one for one in report.actions if one.kind != "pool"] == []
+
+    @rule(dag_id=dags, name=who, seconds=st.sampled_from([None, 0, 1000]))
+    def keep(self, dag_id: str, name: str, seconds: int | None) -> None:
+        assert self.by(name, lambda s: s.set_ttl(dag_id, seconds)) is None
 
     @rule(name=st.sampled_from(["first", "second"]))
     def open_again(self, name: str) -> None:
