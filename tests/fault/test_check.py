@@ -418,15 +418,38 @@ def test_a_value_replaced_as_check_looks_is_no_finding(
                     other.delete("dag", "a")
                 elif change == "clear":
                     other.clear("dag")
-                else:
-                    other.delete("dag", "a")
+                else:  # what is deleted then stands in another log
                     _compact(other)
+                    other.delete("dag", "a")
             return real(manifest, one)
 
         monkeypatch.setattr(check, "_segment_fault", fault)
         assert store.check() == []
         assert meddled
         monkeypatch.setattr(check, "_segment_fault", real)
+
+
+def test_a_compaction_as_check_looks_hides_nothing(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment that is missing is found, also if the log was compacted meanwhile."""
+    store = shmstore.Store(root)
+    store.put_many("dag", {"a": np.zeros(3000), "b": 1})
+    files = reading_files.read(root, "dag")
+    (files.path / str(files.records["a"].segment)).unlink()
+    real = check._segment_fault
+    compacted: list[bool] = []
+
+    def fault(manifest: Any, one: Any) -> Any:
+        if not compacted:
+            compacted.append(True)
+            _compact(store)
+        return real(manifest, one)
+
+    monkeypatch.setattr(check, "_segment_fault", fault)
+    (finding,) = store.check()
+    assert (finding.kind, finding.id) == ("segment", "a")
+    assert compacted
 
 
 def test_a_check_beside_a_dead_writer_says_so(root: str) -> None:
