@@ -88,6 +88,8 @@ def assert_told(encoded: Encoded, payload: pa.Buffer, frame: pl.DataFrame) -> No
             # Exporting categories copies them; their codes are exported in place.
             if is_named(described, frozenset({"Decimal"})):
                 return
+            if column.null_count() == len(column):
+                return  # its codes need not be those of the payload: there are none
             column = column.to_physical()  # noqa: PLW2901
         for address, size in places(column):
             here = payload.address <= address < payload.address + payload.size
