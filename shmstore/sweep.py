@@ -251,7 +251,8 @@ def _orphans(manifest: Manifest, listing: Listing, seen: survey.Moment) -> list[
 def _freed(directory: Descriptor, action: GcAction, order: Order, point: str) -> GcAction:
     nbytes = free_file(directory, action.name, dry_run=True)
     if not order.dry_run:
-        if nbytes >= pool.SMALLEST:
+        # Only a segment is held by those who view it; a log that is cut would kill readers.
+        if nbytes >= pool.SMALLEST and names.parse_segment_name(action.name) is not None:
             pool.cut(directory, action.name)
         free_file(directory, action.name)
         reach(point)
