@@ -159,7 +159,10 @@ class Ledger:
             self._lower(nbytes)
 
     def _lower(self, nbytes: int) -> None:
-        self._control[USED] = max(self._control[USED] - nbytes, 0)
+        left = max(self._control[USED] - nbytes, 0)
+        if here.lost:
+            raise refused()
+        self._control[USED] = left
 
     def unlink(self, directory: Descriptor, name: str) -> None:
         """Removes a file that nobody needs and somebody else may have removed; gives it back."""
@@ -215,8 +218,12 @@ class Ledger:
         self._write_note()
         total = sum(self._noted())
         total += sum(_allocated(self._directory))
+        if here.lost:
+            raise refused()
         control[RECOUNTS] += 1
         reach("ledger:counting")
+        if here.lost:
+            raise refused()
         control[USED] = total
         return before - total
 

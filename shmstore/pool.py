@@ -107,17 +107,17 @@ def retire(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> N
 
     If the process dies before it, the segment is an orphan, which a sweep retires.
     """
-    limit = space.pool_limit if nbytes >= SMALLEST else 0
-    if nbytes > limit or len(listed(space)) >= _MOST_FILES:
+    if nbytes < SMALLEST or len(listed(space)) >= _MOST_FILES:
         discard(space, directory, name, nbytes)
         return
+    # Also what is larger than the pool: while it is viewed, its memory cannot be freed.
     aside = names.pooled_name(nbytes, int(time.clock_gettime(time.CLOCK_BOOTTIME)))
     try:
         space.ledger.still(files.rename, name, directory, aside, space.pool)
     except FileNotFoundError:
         return
     reach("pool:retired")
-    trim(space, limit)
+    trim(space, space.pool_limit)
 
 
 def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> None:
@@ -152,7 +152,8 @@ def _empty(file: Descriptor) -> None:
 def trim(space: Namespace, limit: int) -> int:
     """Frees emptied segments, the oldest first, until at most ``limit`` bytes are left.
 
-    Those that are viewed stay, and count.
+    Those that are viewed stay, and count. Those larger than the limit are freed as soon
+    as nobody views them, and do not count: else one would drive out all others.
 
     Args:
         space: The namespace.
@@ -162,14 +163,14 @@ def trim(space: Namespace, limit: int) -> int:
         Bytes freed.
     """
     found = sorted(listed(space), key=lambda one: one[2])
-    total = sum(size for _, size, _ in found)
+    total = sum(size for _, size, _ in found if size <= limit)
     freed = 0
     for name, size, _ in found:
-        if total <= limit:
-            break
+        if size <= limit and total <= limit:
+            continue
         nbytes = free(space, name)
         if nbytes is not None:
-            total -= size
+            total -= size if size <= limit else 0
             freed += nbytes
     return freed
 

@@ -35,7 +35,8 @@ def parse_size(value: object, what: str) -> int:
             raise ValueError(f"{what} must be a size such as '8GiB' or '500MB', not {value!r:.80}")
         number, unit, binary = match[1], (match[2] or "").lower(), match[3]
         decimal = unit and not binary and value.strip().lower().endswith("b")
-        nbytes = round(float(number) * (1000 if decimal else 1024) ** _POWERS[unit])
+        factor = (1000 if decimal else 1024) ** _POWERS[unit]
+        nbytes = round(float(number) * factor) if "." in number else int(number) * factor
     if not 0 <= nbytes < _LARGEST:
         raise ValueError(f"{what} must lie between 0 and 4 EiB, not {value!r:.80}")
     return nbytes

@@ -12,6 +12,7 @@ still keeps here does not hold its memory.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from shmstore.forked import refused
 #: Below this, a write(2) is as fast as making and keeping a mapping.
 SMALLEST = 1 << 20
 
+#: Bytes copied between two looks whether the claim still holds.
+_STEP = 16 << 20
 _MOST_MAPPINGS = 8
 _MOST_BYTES = 2 << 30
 _POPULATED = mmap.MAP_SHARED | mmap.MAP_POPULATE
@@ -65,12 +68,17 @@ def fill(
         if not len(part):
             continue
         source = np.frombuffer(part, dtype=np.uint8)
-        place = target[at : at + len(source)]
-        # A child that a signal handler forked comes back to here, with the claim closed.
-        if file.fd < 0:
-            raise refused()
-        copy(place, source)
-        at += len(source)
+        for start in range(0, len(source), _STEP):
+            piece = source[start : start + _STEP]
+            place = target[at : at + len(piece)]
+            at += len(piece)
+            # User code may have closed the descriptor, and the claim with it.
+            if not file.ours():
+                raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
+            # A child that a signal handler forked comes back to here, with the claim closed.
+            if file.fd < 0:
+                raise refused()
+            copy(place, piece)
     del target
     _keep((file.device, file.inode), mapping)
     return True

@@ -99,7 +99,8 @@ class Written:
             stored: True if it has become a value.
         """
         self._file.close()
-        if stored:
+        # A segment of the pool that was made longer stays so: it has a name either way.
+        if stored or self._claimed is not None:
             self._space.ledger.settle(self._reserved)
         else:
             self._space.ledger.cancel(self._reserved)
@@ -168,6 +169,7 @@ def _reuse(
 ) -> Written:
     file, ledger = claimed.file, space.ledger
     reserved = None
+    grown = False
     try:
         reach("pool:claimed")
         size = file.size
@@ -181,6 +183,7 @@ def _reuse(
             more = whole_pages(nbytes) - whole_pages(size)
             reserved = ledger.reserve(more)
             files.check_free(space.directory, more)
+            grown = True
         warmed = (
             size >= nbytes >= warm.SMALLEST
             and not here.lost
@@ -191,6 +194,9 @@ def _reuse(
         reach("pool:written")
     except BaseException:
         file.close()
-        ledger.cancel(reserved)
+        if grown:  # by as much as was written
+            ledger.settle(reserved)
+        else:
+            ledger.cancel(reserved)
         raise
     return Written(space, file, reserved, claimed.name)

@@ -120,6 +120,54 @@ def trash(root: str, namespace: str = "default") -> list[str]:
     return sorted(os.listdir(Path(root) / namespace / "trash"))
 
 
+def pool(root: str, namespace: str = "default") -> dict[int, int]:
+    """The emptied segments: the size of each by its inode."""
+    found = {}
+    for entry in os.scandir(Path(root) / namespace / "pool"):
+        assert re.fullmatch("[0-9]+-[0-9]+-[0-9a-f]{16}", entry.name), f"what is {entry.name}?"
+        found[entry.stat().st_ino] = entry.stat().st_size
+    return found
+
+
+@dataclass(frozen=True)
+class Account:
+    """The words of the namespace's page that are about memory, and the truth beside them."""
+
+    capacity: int
+    pool_limit: int
+    used: int
+    recounts: int
+    allocated: int
+
+
+def account(root: str, namespace: str = "default") -> Account:
+    """What the control page says, and what all files below the namespace take."""
+    base = Path(root) / namespace
+    # The page before the files: what is freed in between makes the truth lower, not higher.
+    page = (base / "control").read_bytes()
+    blocks: dict[int, int] = {}
+    for directory, _, names in os.walk(base):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:
+                continue
+            blocks[status.st_ino] = status.st_blocks * 512
+    return Account(*(_word(page, word) for word in (8, 9, 10, 11)), sum(blocks.values()))
+
+
+def spilled(root: str, namespace: str = "default") -> dict[str, int]:
+    """What lies in the namespace's directory on disk: sizes by ``<generation>/<name>``."""
+    place = Path(root) / namespace / "spill"
+    found = {}
+    for entry in os.scandir(place) if place.exists() else ():
+        assert re.fullmatch("[0-9a-f]{32}", entry.name), f"what is {entry.name}?"
+        for file in os.scandir(entry.path):
+            assert re.fullmatch("spill-[0-9a-f]{16}", file.name), f"what is {file.name}?"
+            found[f"{entry.name}/{file.name}"] = file.stat().st_size
+    return found
+
+
 def read_dag(path: Path) -> DagFiles:
     """The DAG in a directory."""
     dag = DagFiles(path)
