@@ -107,7 +107,7 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
             space.ledger.still(files.rename, aside, space.trash, token, space.dags)
         except BaseException:
             if not here.lost:
-                remove_tree(space.trash, aside)
+                _free_tree(space, aside)
             raise
     except TimeoutError:
         raise  # StoreBusy
@@ -354,7 +354,10 @@ def empty_trash(space: Namespace) -> int:
 
 
 def _free_tree(space: Namespace, name: str) -> None:
-    """Frees a cleared DAG; its large segments may be kept for reuse. Others may do the same."""
+    """Frees a cleared DAG, or one half built; large segments may be kept for reuse.
+
+    Others may be doing the same.
+    """
     try:
         directory = Descriptor.open(name, _DIRECTORY, within=space.trash.fd)
     except FileNotFoundError:

@@ -77,10 +77,23 @@ def in_memory(device: int) -> bool:
 
 def file_system(path: str) -> str:
     """The type of the file system that holds ``path``."""
+    mount = _holding(os.path.realpath(path))
+    return mount.kind if mount else "an unknown file system"
+
+
+def inner_path(path: str) -> str:
+    """Where ``path`` lies in its file system, however that is mounted here."""
     path = os.path.realpath(path)
-    best, kind = -1, "an unknown file system"
+    mount = _holding(path)
+    if mount is None:
+        return path
+    return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
+
+
+def _holding(path: str) -> Mount | None:
+    best = None
     for mount in read():
         inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
-        if inside and len(mount.point) >= best:
-            best, kind = len(mount.point), mount.kind
-    return kind
+        if inside and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best

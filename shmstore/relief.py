@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from shmstore import (
     cgroup,
@@ -26,7 +26,7 @@ from shmstore import (
     writing,
 )
 from shmstore.commit import Change, Replaced, commit
-from shmstore.errors import NotFound, StoreError, StoreFull
+from shmstore.errors import CorruptValue, NotFound, StoreError, StoreFull, UnusableRoot
 from shmstore.files import EXHAUSTED
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
@@ -39,6 +39,7 @@ _ROUNDS = 64
 # What is moved at least, so that not every put has to look for values to move.
 _LEAST_MOVED = 64 << 20
 _LEAST_SHORT = 1 << 20
+_MOST_OPEN = 32
 
 
 def with_relief(space: Namespace, call: Callable[[], R]) -> R:
@@ -75,13 +76,25 @@ def relieve(space: Namespace, full: StoreFull, least: int) -> bool:
         return True
     if full.what == cgroup.WHAT and spill.place(space) is None:
         return False  # looking further takes memory itself, and past the limit one is killed
-    if upkeep.on_full(space) or space.ledger.recount() > 0:
+    short = (full.asked or 0) + (full.kept or 0) - (full.free or 0)
+    gained = max(upkeep.on_full(space), space.ledger.recount())
+    if 0 < gained >= short:
         return True
-    short = max((full.asked or 0) + (full.kept or 0) - (full.free or 0), _LEAST_SHORT)
-    return _evict(space, short) > 0 or _spill(space, short, least, full)
+    if _evict(space, max(short, _LEAST_SHORT)) or _spill(space, short, least, full):
+        return True
+    return gained > 0
 
 
-def _in_memory(space: Namespace) -> Iterator[tuple[Manifest, Record]]:
+class _Found(NamedTuple):
+    """A value in a segment of shared memory, in a DAG that is not kept open."""
+
+    created_ns: int
+    dag_id: str
+    generation: int
+    record: Record
+
+
+def _in_memory(space: Namespace) -> Iterator[_Found]:
     """All values in segments of shared memory."""
     for _, manifest in lifecycle.every_dag(space):
         if isinstance(manifest, StoreError):
@@ -89,13 +102,28 @@ def _in_memory(space: Namespace) -> Iterator[tuple[Manifest, Record]]:
         try:
             for record in reading.segment_records(manifest):
                 if not record.flags & SPILLED:
-                    yield manifest, record
+                    yield _Found(record.created_ns, manifest.dag_id, manifest.generation, record)
         except (Superseded, StoreError):
             continue
 
 
-def _oldest_first(found: Iterable[tuple[Manifest, Record]]) -> list[tuple[Manifest, Record]]:
-    return sorted(found, key=lambda one: one[1].created_ns)
+def _oldest_first(space: Namespace, found: Iterable[_Found]) -> Iterator[tuple[Manifest, Record]]:
+    """Those that are still there and that nobody views, with few DAGs open at a time."""
+    opened: dict[str, Manifest] = {}
+    for one in sorted(found, key=lambda one: one.created_ns):
+        manifest = opened.get(one.dag_id)
+        if manifest is None:
+            try:
+                manifest = lifecycle.find_dag(space, one.dag_id)
+            except StoreError:
+                continue
+            if manifest is None:
+                continue
+            while len(opened) >= _MOST_OPEN:
+                del opened[next(iter(opened))]
+            opened[one.dag_id] = manifest
+        if manifest.generation == one.generation and not _viewed(manifest, one.record):
+            yield manifest, one.record
 
 
 def _viewed(manifest: Manifest, record: Record) -> bool:
@@ -109,17 +137,15 @@ def _viewed(manifest: Manifest, record: Record) -> bool:
 
 def _evict(space: Namespace, short: int) -> int:
     """Deletes copies of other hosts' values; bytes freed."""
-    copies = _oldest_first(
-        (manifest, record)
-        for manifest, record in _in_memory(space)
-        if provenance.parse(record.meta).origin is not None
+    copies = (
+        one for one in _in_memory(space) if provenance.parse(one.record.meta).origin is not None
     )
     freed = 0
-    for manifest, record in copies:
+    for manifest, record in _oldest_first(space, copies):
+        if _commits(manifest, _deletion(record), record):
+            freed += record.nbytes
         if freed >= short:
             break
-        if not _viewed(manifest, record) and _commits(manifest, _deletion(record), record):
-            freed += record.nbytes
     return freed
 
 
@@ -144,19 +170,19 @@ def _spill(space: Namespace, short: int, least: int, full: StoreFull) -> bool:
     """
     if spill.place(space) is None:
         return False
-    in_memory = _oldest_first(_in_memory(space))
-    if sum(record.nbytes for _, record in in_memory) < short:
+    in_memory = [*_in_memory(space)]
+    if sum(one.record.nbytes for one in in_memory) < short:
         return False
-    batch = max(short, min(least, space.ledger.capacity // 16 or least))
+    batch = max(short, _LEAST_SHORT, min(least, space.ledger.capacity // 16 or least))
     moved = 0
-    for manifest, record in in_memory:
-        if moved >= batch:
-            break
-        if _viewed(manifest, record):
-            continue
+    for manifest, record in _oldest_first(space, in_memory):
         try:
             if spill_one(manifest, record):
                 moved += record.nbytes
+            if moved >= batch:
+                break
+        except CorruptValue:
+            continue  # not the concern of the value that needs room
         except StoreFull as also:
             if moved:
                 break
@@ -173,7 +199,7 @@ def spill_one(manifest: Manifest, record: Record) -> bool:
     Raises:
         StoreFull: The disk is full. Nothing was changed.
     """
-    directory = spill.dag_directory(manifest)
+    directory = spill.dag_directory(manifest, make=True)
     name = names.segment_name(record.segment)
     try:
         payload = segment.attach(manifest.directory, name, record.segment, record.nbytes)
@@ -204,6 +230,10 @@ def spill_one(manifest: Manifest, record: Record) -> bool:
     stored = False
     try:
         stored = _commits(manifest, change, record)
+    except UnusableRoot:
+        if manifest.spilled is directory and directory.intact():
+            raise
+        # Another directory was chosen meanwhile, or this one has been removed.
     finally:
         written.end(stored)
     return stored

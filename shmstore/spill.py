@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 
-from shmstore import files, names
+from shmstore import files, mounts, names
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import UnusableRoot
@@ -64,22 +65,15 @@ def _set_place(order: tuple[Namespace, str]) -> None:
         return
     _try_out(path)
     if present is not None:
-        try:
-            # Fails if a DAG has a directory in it, also one that is being made just now.
-            os.rmdir(present)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise UnusableRoot(
-                path,
-                f"namespace {space.name!r} has values spilled to {os.path.dirname(present)}; "
-                "clear those DAGs first, or go on spilling there",
-            ) from error
-        os.unlink(present + _OWNER)
+        _leave(space, present, path)
     _remove_stale(space, path)
     own = os.path.join(path, f"shmstore-{os.geteuid()}-{os.urandom(8).hex()}")
-    with open(own + _OWNER, "x", encoding="utf-8") as file:
-        json.dump(_owner(space), file)
+    file = Descriptor.open(own + _OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        files.write_all(file.fd, [json.dumps(_owner(space)).encode()])
+        os.fsync(file.fd)
+    finally:
+        file.close()
     reach("spill:owned")
     os.mkdir(own, 0o700)
     reach("spill:made")
@@ -89,7 +83,35 @@ def _set_place(order: tuple[Namespace, str]) -> None:
     reach("spill:linked")
 
 
+def _leave(space: Namespace, present: str, path: str) -> None:
+    """Removes the directory that the namespace has, if there is no value in it."""
+    try:
+        for name in _generations(present):
+            os.rmdir(os.path.join(present, name))
+        # Fails if a DAG has a directory in it again.
+        os.rmdir(present)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UnusableRoot(
+            path,
+            f"namespace {space.name!r} has values spilled to {os.path.dirname(present)}; "
+            "clear those DAGs first, or go on spilling there",
+        ) from error
+    try:
+        os.unlink(present + _OWNER)
+    except FileNotFoundError:
+        pass
+
+
 def _try_out(path: str) -> None:
+    status = os.stat(path)
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise UnusableRoot(
+            path,
+            "values cannot be spilled there: other users may change what is in it "
+            f"(mode {stat.S_IMODE(status.st_mode):04o}); run chmod 700 {path}",
+        )
     try:
         os.close(os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -104,9 +126,9 @@ def _owner(space: Namespace) -> dict[str, object]:
     status = os.fstat(space.directory.fd)
     return {
         "boot_id": f"{boot_id():032x}",
-        "path": space.path,
         "device": status.st_dev,
-        "inode": status.st_ino,
+        "inner_path": mounts.inner_path(space.path),
+        "path": space.path,  # for people
     }
 
 
@@ -114,7 +136,8 @@ def _remove_stale(space: Namespace, path: str) -> None:
     """Removes what namespaces that are gone have left in ``path``.
 
     Gone are those of an earlier start of the machine, and those that stood where this
-    namespace stands now. Of others nothing can be known: they may be in other containers.
+    namespace stands now, at the same place of the same file system. Of others nothing can
+    be known: they may be in other containers.
     """
     me = _owner(space)
     for name in os.listdir(path):
@@ -123,11 +146,12 @@ def _remove_stale(space: Namespace, path: str) -> None:
         try:
             with open(os.path.join(path, name), encoding="utf-8") as file:
                 owner = json.load(file)
-            here_before = all(owner[key] == me[key] for key in ("path", "device"))
+            here_before = all(owner[key] == me[key] for key in ("inner_path", "device"))
             own = os.path.join(path, name.removesuffix(_OWNER))
             if (owner["boot_id"] != me["boot_id"] or here_before) and own != place(space):
                 shutil.rmtree(own, ignore_errors=True)
-                os.unlink(own + _OWNER)
+                if not os.path.lexists(own):
+                    os.unlink(own + _OWNER)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being removed by somebody else, or none of ours
 
@@ -145,8 +169,12 @@ def _generations(path: str) -> list[str]:
         return []
 
 
-def dag_directory(manifest: Manifest) -> Descriptor:
-    """The open directory on disk of a DAG, made if need be.
+def dag_directory(manifest: Manifest, make: bool = False) -> Descriptor:
+    """The open directory on disk of a DAG.
+
+    Args:
+        manifest: The DAG.
+        make: Make it if it is not there.
 
     Raises:
         UnusableRoot: It cannot be reached.
@@ -163,12 +191,8 @@ def dag_directory(manifest: Manifest) -> Descriptor:
     try:
         whole = Descriptor.open(at, _DIRECTORY)
         try:
-            if here.lost:
-                raise refused()
-            try:
-                os.mkdir(name, 0o700, dir_fd=whole.fd)
-            except FileExistsError:
-                pass
+            if make:
+                _make(whole, name)
             manifest.spilled = Descriptor.open(name, _DIRECTORY, within=whole.fd)
         finally:
             whole.close()
@@ -179,6 +203,15 @@ def dag_directory(manifest: Manifest) -> Descriptor:
             f"{os.strerror(error.errno or 0).lower()}",
         ) from error
     return manifest.spilled
+
+
+def _make(whole: Descriptor, name: str) -> None:
+    if here.lost:
+        raise refused()
+    try:
+        os.mkdir(name, 0o700, dir_fd=whole.fd)
+    except FileExistsError:
+        pass
 
 
 def remove(manifest: Manifest, number: int) -> None:

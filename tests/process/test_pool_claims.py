@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from shmstore.descriptor import Descriptor
 from shmstore.ledger import SWEPT
 from shmstore.namespace import Namespace
 from tests import reading_files
+from tests.fault.enclosed import mount_tmpfs, with_mounts
 from tests.fault.killing import DEADLINE_S, Child, Parent, call, kill_at
 from tests.fault.scenarios import set_word
 
@@ -404,23 +403,13 @@ def test_old_emptied_segments_are_freed(store: shmstore.Store) -> None:
     assert reading_files.pool(store.root) == {}
 
 
-@contextlib.contextmanager
-def small_tmpfs(path: str, size: int) -> Iterator[str]:
-    os.mkdir(path)
-    options = f"size={size},mode=0700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
-
-
 def _free(path: str) -> int:
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
 
 
 def _drain(root: str) -> None:
+    root = mount_tmpfs(f"{root}/small", 7 * _MIB)
     store = shmstore.Store(root, pool="6 MiB")
     empty_several(store, 5, 1024)
     assert sum(reading_files.pool(root).values()) == 5 * _MIB
@@ -435,11 +424,11 @@ def _drain(root: str) -> None:
 
 def test_the_pool_is_drained_before_anyone_is_told_store_full(root: str) -> None:
     """On a full tmpfs emptied segments make room for a value that none of them fits."""
-    with small_tmpfs(f"{root}/small", 7 * _MIB) as small:
-        call(_drain, small)
+    with_mounts(_drain, root)
 
 
 def _freed_though_mapped(root: str, viewed: bool) -> None:
+    root = mount_tmpfs(f"{root}/small", 16 * _MIB)
     store = shmstore.Store(root, pool="8 MiB")
     store.put("d", "small", 1)
     before = _free(root)
@@ -461,8 +450,7 @@ def _freed_though_mapped(root: str, viewed: bool) -> None:
 @pytest.mark.parametrize("viewed", [False, True])
 def test_freed_memory_is_free_though_a_process_keeps_it_mapped(root: str, viewed: bool) -> None:
     """A warm mapping keeps no memory of a segment that was freed, viewed before or not."""
-    with small_tmpfs(f"{root}/small", 16 * _MIB) as small:
-        call(_freed_though_mapped, small, viewed)
+    with_mounts(_freed_though_mapped, root, viewed)
 
 
 def _close_under_a_reuse(root: str, place: str, point: str) -> None:
