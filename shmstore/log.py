@@ -176,6 +176,8 @@ def _allocate(file: Descriptor, size: int, headroom: int, ledger: Ledger) -> Non
     except BaseException:
         if os.fstat(file.fd).st_size == file.size:
             ledger.cancel(reserved)
+        else:
+            ledger.settle(reserved)
         raise
     ledger.settle(reserved)
 

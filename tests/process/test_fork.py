@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints, lock
+from shmstore import crashpoints, lifecycle, lock, reading, relief
 from tests import reading_files
 from tests.fault.killing import DEADLINE_S, Child, Parent, call
 from tests.process.errands import large
@@ -255,7 +255,39 @@ def test_a_child_holds_no_lock_of_its_parent(store: shmstore.Store) -> None:
     assert store.get("d", "a") == 1
 
 
+def mega(seed: int) -> list[np.ndarray[Any, Any]]:
+    """2 MiB in two buffers."""
+    return [np.full(1 << 17, seed), np.full(1 << 17, seed)]
+
+
+def reuse(store: shmstore.Store) -> None:
+    """Writes into an emptied segment, through a mapping."""
+    store.put("d", "spare", mega(1))
+    store.delete("d", "spare")
+    store.put("d", "reused", mega(8))
+
+
+def move(store: shmstore.Store) -> None:
+    """Moves a value to disk."""
+    store.put("d", "moved", mega(8))
+    manifest = lifecycle.find_dag(store._dags.space, "d")
+    assert manifest is not None
+    record = reading.find(manifest, b"moved")
+    assert record is not None
+    # Its log has been allocated, so from here on only the move reaches the points.
+    relief.spill_one(manifest, record)
+
+
 OPERATIONS: dict[str, Callable[[shmstore.Store], Any]] = {
+    "reuse": reuse,
+    "drain": lambda store: (
+        reuse(store),
+        store.delete("d", "reused"),
+        shmstore.Store(store.root, pool=0),
+    ),
+    "put under a capacity": lambda store: store.put("d", "new/large", mega(8)),
+    "count": lambda store: store._dags.space.ledger.recount(),
+    "move": move,
     "put a small one": lambda store: store.put("d", "new", "small"),
     "put a large one": lambda store: store.put("d", "old", large(8)),
     "put many": lambda store: store.put_many("d", dict.fromkeys(map(str, range(200)), "x" * 999)),
@@ -296,6 +328,11 @@ HANDLERS = [
             "create:renamed",
         ),
         "clear": ("clear:locked", "clear:marked", "clear:renamed"),
+        "reuse": ("pool:claimed", "pool:filling", "pool:written", "pool:retired"),
+        "drain": ("pool:emptied",),
+        "put under a capacity": ("ledger:reserved", "segment:written"),
+        "count": ("ledger:counting",),
+        "move": ("segment:written", "commit:named"),
     }.items()
     for point in points
 ]
@@ -304,7 +341,7 @@ HANDLERS = [
 @pytest.mark.parametrize("first", ["the parent", "the child"])
 @pytest.mark.parametrize(("operation", "point"), HANDLERS)
 def test_a_child_forked_by_a_signal_handler_harms_nothing(
-    root: str, hook: Any, operation: str, point: str, first: str
+    root: str, hook: Any, monkeypatch: pytest.MonkeyPatch, operation: str, point: str, first: str
 ) -> None:
     """A handler forks in the middle of a change: the child fails or passes, all values stay.
 
@@ -313,7 +350,8 @@ def test_a_child_forked_by_a_signal_handler_harms_nothing(
     meanwhile is kept.
     """
     assert point not in _NO_HANDLER_RUNS
-    store = shmstore.Store(root)
+    capacity = "64 MiB" if operation in ("put under a capacity", "count") else None
+    store = shmstore.Store(root, capacity=capacity, spill=f"{root}/disk")
     store.put("d", "old", large(5))
     store.put_many("d", {f"old/{number}": number for number in range(100)})
     parent = os.getpid()
@@ -331,6 +369,14 @@ def test_a_child_forked_by_a_signal_handler_harms_nothing(
         if name == point and not pids:
             signal.raise_signal(signal.SIGUSR1)
 
+    copy = np.copyto
+
+    def copy_and_interrupt(*args: Any) -> None:
+        copy(*args)
+        interrupt("pool:filling")
+
+    if point == "pool:filling":
+        monkeypatch.setattr(np, "copyto", copy_and_interrupt)
     before = signal.signal(signal.SIGUSR1, fork)
     hook(interrupt)
     try:
@@ -339,8 +385,11 @@ def test_a_child_forked_by_a_signal_handler_harms_nothing(
         if os.getpid() != parent:
             os._exit(0)
         hook(None)
+        monkeypatch.undo()
         signal.signal(signal.SIGUSR1, before)
+        assert pids, "the point was not reached"
         other = shmstore.Store(root)
+        other.put("d", "reused by others", mega(9))
         for dag_id in ("d", "e"):
             other.put(dag_id, "later", "kept")
             other.put(dag_id, "later/large", large(6))
@@ -362,5 +411,12 @@ def test_a_child_forked_by_a_signal_handler_harms_nothing(
             assert other.get(dag_id, "new") == "small"
     if operation == "put many":
         assert other.get("d", "199") == "x" * 999
+    mine = {"reuse": "reused", "put under a capacity": "new/large", "move": "moved"}
+    for id, seed in ((mine.get(operation), 8), ("reused by others", 9)):
+        if id is not None:
+            assert all((part == seed).all() for part in other.get("d", id)), id
+    if capacity:
+        account = reading_files.account(root)
+        assert account.allocated <= account.used
     use(store, "afterwards")
     reading_files.check(root)
