@@ -227,16 +227,14 @@ def spill_one(manifest: Manifest, record: Record) -> bool:
         written,
         record.created_ns,
     )
-    stored = False
     try:
-        stored = _commits(manifest, change, record)
+        return _commits(manifest, change, record)
     except UnusableRoot:
         if manifest.spilled is directory and directory.intact():
             raise
-        # Another directory was chosen meanwhile, or this one has been removed.
+        return False  # another directory was chosen meanwhile, or this one has been removed
     finally:
-        written.end(stored)
-    return stored
+        written.end()
 
 
 def _commits(manifest: Manifest, change: Change, judged: Record) -> bool:

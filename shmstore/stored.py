@@ -63,16 +63,14 @@ def _store(
     dags: OpenDags, dag_id: str, items: Sequence[Item], overwrite: bool, origin: str | None
 ) -> list[Entry]:
     changes: list[Change] = []
-    done = False
     try:
         entries = [_prepare(dags, dag_id, item, origin, changes) for item in items]
         dags.write(dag_id, commit, changes, overwrite)
-        done = True
     finally:
         for change in changes:
             written = change[WRITTEN]
             if written is not None:
-                written.end(done)
+                written.end()
     return entries
 
 

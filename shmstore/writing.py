@@ -75,14 +75,16 @@ class Written:
         """Undoes ``name``, if it has begun, before the commit point."""
         if not self._named:
             return  # the name may be that of the parent which forked this process
-        self._named = False
         if self._claimed is None:
             files.unlink(directory, name)
-            return
-        try:
-            self._space.ledger.still(files.rename, name, directory, self._claimed, self._space.pool)
-        except FileNotFoundError:
-            pass
+        else:
+            try:
+                self._space.ledger.still(
+                    files.rename, name, directory, self._claimed, self._space.pool
+                )
+            except FileNotFoundError:
+                pass
+        self._named = False
 
     def flush(self) -> None:
         """Writes it to the disk, so that one that is full or failing says so now."""
@@ -92,15 +94,14 @@ class Written:
         except OSError as error:
             raise _converted(error, 0, self._file) from error
 
-    def end(self, stored: bool) -> None:
+    def end(self) -> None:
         """Lets go of the file, and settles what was reserved. After the DAG's lock.
 
-        Args:
-            stored: True if it has become a value.
+        Whether it has become a value need not be known: what has a name is found by a
+        recount, and that of the pool has one either way, longer though it may be.
         """
         self._file.close()
-        # A segment of the pool that was made longer stays so: it has a name either way.
-        if stored or self._claimed is not None:
+        if self._named or self._claimed is not None:
             self._space.ledger.settle(self._reserved)
         else:
             self._space.ledger.cancel(self._reserved)

@@ -18,13 +18,20 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints
+from shmstore import crashpoints, lifecycle, reading, relief
 from tests import reading_files
 from tests.fault.killing import call
 
 _FILES = tuple(
     f"/shmstore/{name}.py"
     for name in ("lock", "commit", "recovery", "view", "segment", "descriptor", "files", "log")
+)
+_MEMORY_FILES = tuple(
+    f"/shmstore/{name}.py"
+    for name in (
+        *("commit", "descriptor", "files", "ledger", "pool", "relief", "retired"),
+        *("segment", "spill", "warm", "writing"),
+    )
 )
 # Where the interpreter looks for signals: after a call into C, at a jump back, at a
 # function's start. Not when a Python function returns.
@@ -38,8 +45,9 @@ class _Interrupt:
     instruction: where another handler covers that one, nothing is raised.
     """
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, files: tuple[str, ...] = _FILES) -> None:
         self.left = at
+        self.files = files
         self.where = ""
         self._before: dict[FrameType, int | None] = {}
         self._names: dict[CodeType, dict[int, str]] = {}
@@ -48,7 +56,7 @@ class _Interrupt:
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "call" and frame.f_back is not None:
             self._before[frame.f_back] = None
-        if not frame.f_code.co_filename.endswith(_FILES):
+        if not frame.f_code.co_filename.endswith(self.files):
             return None
         frame.f_trace_opcodes = True
         if event == "call":
@@ -56,6 +64,10 @@ class _Interrupt:
         if event == "opcode":
             self._opcode(frame)
         return self
+
+    def forget(self) -> None:
+        """Lets go of the frames, and of what is open in them."""
+        self._before.clear()
 
     def _opcode(self, frame: FrameType) -> None:
         code, now = frame.f_code, frame.f_lasti
@@ -129,6 +141,102 @@ def test_an_interrupt_at_any_place_leaves_no_lock(root: str, large: bool) -> Non
     """Wherever Ctrl-C comes in a put, the lock is free afterwards and the value old or new."""
     assert call(_interrupt_everywhere, root, large) > 8, "hardly any place was tried"
     assert call(lambda: shmstore.Store(root).put("dag", "c", 1)).id == "c"
+
+
+def _interrupt_reuses(root: str, kib: int) -> set[str]:
+    store = shmstore.Store(root, capacity="64 MiB", pool="4 MiB")
+    store.put("dag", "a", np.full(kib * 128, 0))
+    acknowledged = 0
+    places = set()
+    for at in range(1, 3000):
+        store.gc()
+        store.put("dag", "b", np.full(1 << 17, 0))
+        store.delete("dag", "b")
+        (pooled,) = reading_files.pool(root)
+        interrupt = _Interrupt(at, _MEMORY_FILES)
+        sys.settrace(interrupt)
+        try:
+            store.put("dag", "a", np.full(kib * 128, at))
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        interrupt.forget()
+        places.add(interrupt.where.split(",")[0])
+        for entry in os.scandir(f"{root}/default/pool"):
+            assert _is_free(entry.path), f"a claim is held after {at}: {interrupt.where}"
+        assert _is_free(f"{root}/default/ledger.lock"), f"interrupt {at}: {interrupt.where}"
+        account = reading_files.account(root)
+        assert account.allocated <= account.used, f"interrupt {at}: {interrupt.where}, {account}"
+        got = store.get("dag", "a", mode="copy")
+        assert (got == got[0]).all(), f"interrupt {at}: {interrupt.where}"
+        assert got[0] in ((acknowledged, at) if interrupted else (at,))
+        acknowledged = int(got[0])
+        if not interrupted:
+            break
+    else:
+        raise AssertionError("no put came through")
+    assert pooled not in reading_files.pool(root), "it was not reused"
+    store.gc()
+    space = store._dags.space
+    space.ledger.recount()
+    account = reading_files.account(root)
+    assert account.used == account.allocated
+    reading_files.check(root)
+    return places
+
+
+@pytest.mark.parametrize("kib", [1024, 900, 1200])
+def test_an_interrupt_at_any_place_of_a_reuse_leaves_no_claim(root: str, kib: int) -> None:
+    """Wherever Ctrl-C comes, no segment stays claimed, the account holds, the value is whole."""
+    places = call(_interrupt_reuses, root, kib, timeout_s=100.0)
+    expected = {"claim", "_take", "_reuse", "name", "retire", "end"}
+    expected |= {1024: {"fill"}, 900: {"give_back"}, 1200: {"_reserve", "settle"}}[kib]
+    assert expected <= places
+
+
+def _interrupt_moves(root: str) -> int:
+    store = shmstore.Store(root, spill=f"{root}/disk")
+    value = np.full(1 << 15, 7)
+    for at in range(1, 3000):
+        store.put("dag", "a", value)
+        manifest = lifecycle.find_dag(store._dags.space, "dag")
+        assert manifest is not None
+        record = reading.find(manifest, b"a")
+        assert record is not None
+        interrupt = _Interrupt(at, _MEMORY_FILES)
+        sys.settrace(interrupt)
+        try:
+            relief.spill_one(manifest, record)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        interrupt.forget()
+        path = str(reading_files.read(root, "dag").path / "lock")
+        assert _is_free(path), f"the lock is held after interrupt {at}: {interrupt.where}"
+        got = store.get("dag", "a")
+        assert np.array_equal(got, value), f"interrupt {at}: {interrupt.where}"
+        moved = store.entry("dag", "a").location.startswith("spill-")
+        assert moved or interrupted
+        del got
+        if not interrupted:
+            break
+        if at % 20 == 0:
+            store.gc()
+    else:
+        raise AssertionError("nothing was moved")
+    store.gc()
+    reading_files.check(root)
+    assert len(reading_files.spilled(root)) == 1
+    return at
+
+
+def test_an_interrupt_at_any_place_of_a_move_loses_nothing(root: str) -> None:
+    """Wherever Ctrl-C comes, the value is in memory or on disk, and a sweep finds the rest."""
+    assert call(_interrupt_moves, root, timeout_s=100.0) > 100, "hardly any place was tried"
 
 
 def _interrupt_forks(root: str) -> int:
