@@ -45,6 +45,7 @@ class Scenario:
         clears: The whole DAG is gone afterwards.
         orphans: Segments that a kill may leave without a record.
         dag_id: The DAG it is done to.
+        unviewed: Values that nobody views meanwhile.
     """
 
     act: Callable[[shmstore.Store], Any]
@@ -56,6 +57,7 @@ class Scenario:
     clears: bool = False
     orphans: int = 1
     dag_id: str = WORK
+    unviewed: tuple[str, ...] = ()
 
     def values_after(self, before: dict[str, Any]) -> dict[str, Any]:
         """The DAG's values once the operation has happened."""
@@ -254,6 +256,13 @@ def _spilled(root: str, values: dict[str, Any]) -> None:
         _spill_big(store)
 
 
+def _short_of_room(root: str, values: dict[str, Any]) -> None:
+    """Leaves less under the capacity than a value of 256 KiB takes."""
+    _put_big(root, values, spill=_disk(root))
+    taken = reading_files.account(root).allocated
+    shmstore.Store(root, capacity=taken + (200 << 10), pool=0)
+
+
 _SECOND = 180  # enough for the index to grow a second time
 _CREATE = (
     "create:directory",
@@ -281,6 +290,7 @@ _CLEAR = ("clear:locked", "clear:marked", "clear:counted", "clear:renamed", "cle
 _REDO_SLOT = ("commit:slot-hash", "redo:slot")
 _REDO_MANY = ("commit:locked", "redo:begin", *_REDO_SLOT * len(_MANY), "redo:done")
 _FREE = (*("sweep:file",) * 4, "sweep:directory")
+_MOVE = (*_SEGMENT, *_INLINE, "commit:slot", *_END)
 _AFTER_REDO = (*_INLINE[1:], *_NEW_SLOT, *_END)
 
 SCENARIOS = {
@@ -520,6 +530,24 @@ SCENARIOS = {
         commits_at=0,
         prepare=lambda root, values: _put_big(root, values, spill=_disk(root)),
     ),
+    "put-that-moves": Scenario(
+        _put("new", big(5)),
+        (
+            *("sweep:locked", "sweep:locked", "ledger:counting", *_MOVE * 5),
+            *("pool:retired", "pool:emptied", "ledger:reserved"),
+            *(*_SEGMENT, *_INLINE, *_NEW_SLOT, *_END),
+        ),
+        {"new": big(5)},
+        61,
+        _short_of_room,
+        unviewed=("big", "large-0", "large-1", "large-2"),
+    ),
+    "recount": Scenario(
+        lambda store: store._dags.space.ledger.recount(),
+        ("ledger:counting",),
+        commits_at=0,
+        prepare=lambda root, values: _put_big(root, values, capacity="1 GiB"),
+    ),
     "overwrite-spilled": Scenario(
         _put("big", "small"), (*_INLINE, "commit:slot", *_END), {"big": "small"}, 3, _spilled
     ),
@@ -536,8 +564,12 @@ SCENARIOS = {
     "set-ttl": Scenario(lambda store: store.set_ttl(WORK, 1000), ("ttl:stored",), commits_at=0),
 }
 
-# A commit of many records is not killed at each of its slots.
-_LONG = {"grow-again": {*range(11), _SECOND, *range(2 * _SECOND + 6, 2 * _SECOND + 11)}}
+# A commit of many records is not killed at each of its slots, nor a put at each of the
+# values that it moves.
+_LONG = {
+    "grow-again": {*range(11), _SECOND, *range(2 * _SECOND + 6, 2 * _SECOND + 11)},
+    "put-that-moves": {2, 4, 7, 8, 12, 46, 47, 48, 53, 54, 55, 57, 60, 61, 66},
+}
 
 KILLS = [
     (name, step)
