@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -60,6 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.root = tempfile.mkdtemp(dir="/dev/shm")
+        shmstore.Store(self.root, **self.limits())
         self.stores = {name: shmstore.Store(self.root) for name in ("first", "second")}
         self.model: dict[str, dict[str, Any]] = {dag_id: {} for dag_id in DAGS}
         self.held: list[tuple[Any, Any]] = []
@@ -73,6 +74,10 @@ class StoreMachine(RuleBasedStateMachine):
         gc.collect()
         shutil.rmtree(self.root, ignore_errors=True)
         assert found == []
+
+    def limits(self) -> dict[str, Any]:
+        """The arguments with which the namespace is made."""
+        return {}
 
     def by(self, name: str, use: Callable[[shmstore.Store], Any]) -> Any:
         """What a use of the store answers, by one of the objects or in a forked child."""
@@ -210,10 +215,68 @@ class StoreMachine(RuleBasedStateMachine):
         assert reading_files.trash(self.root) == []
 
 
+class TightStoreMachine(StoreMachine):
+    """The same where memory is short: values are moved to disk all the time.
+
+    What is viewed stays in memory, so only the last two views are held.
+    """
+
+    larger = st.builds(np.full, st.sampled_from([3000, 6000, 9000]), st.integers(0, 9))
+
+    def limits(self) -> dict[str, Any]:
+        return {"capacity": "860 KiB", "pool": "300 KiB", "spill": f"{self.root}/disk"}
+
+    @initialize()
+    def open(self) -> None:
+        super().open()
+        for dag_id in DAGS:  # more than fits
+            self.put_many_large(dag_id, {id: np.full(9000, 1) for id in IDS}, "first")
+
+    @rule(dag_id=dags, id=ids, value=larger, name=who)
+    def put_large(self, dag_id: str, id: str, value: Any, name: str) -> None:
+        assert self.by(name, lambda s: s.put(dag_id, id, value)).id == id
+        self.remember(dag_id, id, value)
+
+    @rule(dag_id=dags, new=st.dictionaries(ids, larger, min_size=3), name=who)
+    def put_many_large(self, dag_id: str, new: dict[str, Any], name: str) -> None:
+        got = self.by(name, lambda s: s.put_many(dag_id, new))
+        assert [entry.id for entry in got] == list(new)
+        for id, value in new.items():
+            self.remember(dag_id, id, value)
+
+    @rule(name=who)
+    def sweep(self, name: str) -> None:
+        self.by(name, lambda s: s.gc())
+
+    @invariant()
+    def the_account_holds(self) -> None:
+        if not hasattr(self, "stores"):
+            return
+        self.held = self.held[-2:]
+        account = reading_files.account(self.root)
+        assert account.allocated <= account.used <= account.capacity == 860 << 10
+        found = reading_files.read_namespace(self.root).values()
+        moved = sum(one.spilled for dag in found for one in dag.records.values())
+        assert len(reading_files.spilled(self.root)) == moved
+        self.moved = getattr(self, "moved", False) or moved > 0
+
+    def teardown(self) -> None:
+        event(f"values were moved: {getattr(self, 'moved', False)}")
+        super().teardown()
+
+
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
     max_examples=25,
     stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+TestTightStoreMachine = TightStoreMachine.TestCase
+TestTightStoreMachine.settings = settings(
+    max_examples=15,
+    stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
