@@ -18,8 +18,8 @@ from shmstore.ledger import CAPACITY, USED, Ledger
 from tests import reading_files
 from tests.fault.killing import Child, Parent, call, kill_at
 from tests.fault.scenarios import set_word
-from tests.process.test_pool_claims import big
 from tests.process.test_moved_values import move, on_disk
+from tests.process.test_pool_claims import big
 
 _MIB = 1 << 20
 
