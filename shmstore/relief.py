@@ -47,6 +47,7 @@ def with_relief(space: Namespace, call: Callable[[], R]) -> R:
 
     Raises:
         StoreFull: All that can be done has been done.
+        UnusableRoot: The namespace has been removed.
     """
     for tries in range(_ROUNDS):
         try:
@@ -54,6 +55,7 @@ def with_relief(space: Namespace, call: Callable[[], R]) -> R:
         except StoreFull as full:
             # More each time: what is asked for may be the first of many segments.
             if full.what in _NOT_MEMORY or not relieve(space, full, _LEAST_MOVED << tries):
+                lifecycle.check_space(space)
                 raise
     return call()
 
