@@ -13,6 +13,7 @@ from functools import partial
 
 from shmstore import lifecycle, names, spill, survey
 from shmstore.errors import StoreBusy, StoreError
+from shmstore.index import IndexDamagedError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.report import GcAction
@@ -56,7 +57,11 @@ def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
         return []
     seen = manifest.guarded(survey.moment, manifest, not order.dry_run)
     try:
-        _, live = survey.live_segments(seen)
+        try:
+            _, live = survey.live_segments(seen)
+        except IndexDamagedError:
+            seen = seen.by_log()
+            _, live = survey.live_segments(seen)
     except FileNotFoundError:
         raise Superseded from None  # its files were replaced meanwhile: the next sweep looks
     needed = set(live.tolist())

@@ -257,6 +257,26 @@ def test_moved_values_outlast_a_change_of_files(
     reading_files.check(root)
 
 
+def test_a_sweep_of_the_disk_needs_no_sound_index(root: str, disk: str) -> None:
+    """With a damaged slot the log tells which files on disk are needed."""
+    store = shmstore.Store(root, spill=disk)
+    store.put("d", "a", big(1))
+    assert move(store, "a")
+    files = reading_files.read(root, "d")
+    (moved,) = reading_files.spilled(root)
+    place = Path(root, "default", "spill", moved)
+    shutil.copyfile(place, place.with_name("spill-0123456789abcdef"))
+    raw = files.index.read_bytes()
+    at = raw.index(files.records["a"].key_hash.to_bytes(8, "little"), 128) + 8
+    with files.index.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([raw[at] ^ 0x10]))
+    report = shmstore.Store(root).gc()
+    assert [one.kind for one in report.actions if one.kind != "pool"] == ["orphan"], report
+    assert list(reading_files.spilled(root)) == [moved]
+    assert (store.get("d", "a") == 1).all()
+
+
 @pytest.mark.parametrize("way", ["removed", "a file instead", "only the DAG's"])
 def test_a_disk_that_is_gone_is_said_to_be(root: str, disk: str, way: str) -> None:
     """A get of a moved value names the directory; all other values are as before."""
