@@ -75,9 +75,13 @@ def _set_place(order: tuple[Namespace, str]) -> None:
     finally:
         file.close()
     reach("spill:owned")
+    if here.lost:
+        raise refused()
     os.mkdir(own, 0o700)
     reach("spill:made")
     link = f".{names.SPILL}-{os.urandom(8).hex()}"
+    if here.lost:
+        raise refused()
     os.symlink(own, link, dir_fd=space.directory.fd)
     files.rename(link, space.directory, names.SPILL, space.directory)
     reach("spill:linked")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from shmstore import lifecycle, names, spill, survey
-from shmstore.errors import StoreBusy, StoreError
+from shmstore.errors import StoreBusy, StoreError, UnusableRoot
 from shmstore.index import IndexDamagedError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
@@ -50,7 +50,12 @@ def _spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
 
 
 def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
-    directory = spill.dag_directory(manifest)
+    try:
+        directory = spill.dag_directory(manifest)
+    except UnusableRoot:
+        if manifest.generation in spill.generations(manifest.space):
+            raise
+        return []  # another directory was chosen meanwhile
     found = {names.parse_spilled_name(name): name for name in os.listdir(directory.fd)}
     found.pop(None, None)
     if not found:

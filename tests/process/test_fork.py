@@ -289,6 +289,7 @@ OPERATIONS: dict[str, Callable[[shmstore.Store], Any]] = {
     "put under a capacity": lambda store: store.put("d", "new/large", mega(8)),
     "count": lambda store: store._dags.space.ledger.recount(),
     "move": move,
+    "choose a disk": lambda store: shmstore.Store(store.root, spill=f"{store.root}/another disk"),
     "put a small one": lambda store: store.put("d", "new", "small"),
     "put a large one": lambda store: store.put("d", "old", large(8)),
     "put many": lambda store: store.put_many("d", dict.fromkeys(map(str, range(200)), "x" * 999)),
@@ -334,6 +335,7 @@ HANDLERS = [
         "put under a capacity": ("ledger:reserved", "segment:written"),
         "count": ("ledger:counting",),
         "move": ("segment:written", "commit:named"),
+        "choose a disk": ("spill:owned", "spill:made", "spill:linked"),
     }.items()
     for point in points
 ]
@@ -420,6 +422,8 @@ def test_a_child_forked_by_a_signal_handler_harms_nothing(
     for id, seed in ((mine.get(operation), 8), ("reused by others", 9)):
         if id is not None:
             assert all((part == seed).all() for part in other.get("d", id)), id
+    if operation == "choose a disk":
+        assert len(os.listdir(f"{root}/another disk")) == 2, "a directory and whose it is"
     if capacity:
         account = reading_files.account(root)
         assert account.allocated <= account.used

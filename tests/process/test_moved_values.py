@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import crashpoints, lifecycle, mounts, reading, relief
+from shmstore import crashpoints, lifecycle, mounts, reading, relief, spill
 from tests import reading_files
 from tests.fault.enclosed import mount, mount_tmpfs, with_mounts
 from tests.fault.killing import Child, Parent, call
@@ -371,6 +371,34 @@ def test_a_directory_that_changes_while_a_value_is_moved(root: str, tmp_path: Pa
     assert (store.get("d", "a") == 1).all()
     assert os.listdir(tmp_path / "first") == []
     reading_files.check(root)
+
+
+def _sweep_late(parent: Parent, root: str) -> list[str]:
+    list_them = spill.generations
+
+    def late(space: Any) -> list[int]:
+        listed = list_them(space)
+        spill.generations = list_them
+        parent.send(len(listed))
+        parent.receive()
+        return listed
+
+    spill.generations = late
+    return [one.kind for one in shmstore.Store(root).gc().actions if one.kind != "pool"]
+
+
+def test_a_sweep_while_another_directory_is_chosen(root: str, tmp_path: Path) -> None:
+    """What it had listed is gone with the old one: no fault."""
+    store = shmstore.Store(root, spill=str(tmp_path / "first"))
+    store.put_many("d", {"a": big(1), "b": 1})
+    assert move(store, "a")
+    store.delete("d", "a")
+    with Child(_sweep_late, Parent, root) as sweeper:
+        assert sweeper.receive() == 1
+        shmstore.Store(root, spill=str(tmp_path / "second"))
+        sweeper.send()
+        assert sweeper.receive() == []
+        assert sweeper.join() == 0
 
 
 def _owner_of(disk: str) -> dict[str, Any]:
