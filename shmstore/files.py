@@ -176,14 +176,23 @@ def claimed(file: Descriptor, directory: Descriptor, name: str) -> bool:
     return (status.st_dev, status.st_ino) == (file.device, file.inode)
 
 
-def unlink(directory: Descriptor, name: str) -> None:
-    """Removes a file that somebody else may have removed already."""
+def unlink(directory: Descriptor, name: str) -> bool:
+    """Removes a file; False if somebody else was faster."""
     if here.lost:
         raise refused()
     try:
         os.unlink(name, dir_fd=directory.fd)
     except FileNotFoundError:
-        pass
+        return False
+    return True
+
+
+def allocated(directory: Descriptor, name: str) -> int:
+    """The bytes that a file takes; 0 if it is gone."""
+    try:
+        return os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def rename(name: str, source: Descriptor, new_name: str, target: Descriptor) -> None:

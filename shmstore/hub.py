@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from shmstore import doorbell
 from shmstore.follower import Taken
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 
 # How long a hub without waiters goes on, seconds.
 _LINGER_S = 1.0
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Calls something that is work, not waiting, in a thread of the loop's pool."""
-    import asyncio  # half of what importing shmstore would cost otherwise
-
-    return await asyncio.to_thread(call, *args, **kwargs)
 
 
 class Waiter:

@@ -164,20 +164,26 @@ class Ledger:
             raise refused()
         self._control[USED] = left
 
-    def unlink(self, directory: Descriptor, name: str) -> None:
-        """Removes a file that nobody needs and somebody else may have removed; gives it back."""
+    def unlink(self, directory: Descriptor, name: str, cut: tuple[int, int] | None = None) -> bool:
+        """Removes a file that nobody needs, and gives it back; False if somebody was faster.
+
+        Args:
+            directory: Where it is.
+            name: Its name.
+            cut: If its memory has been freed already, how much that was, and ``recounts``
+                as of before.
+        """
         if not self._control[CAPACITY]:
-            files.unlink(directory, name)
-            return
+            return files.unlink(directory, name)
         recounts = self.recounts
         try:
             nbytes = os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_size
-            if here.lost:
-                raise refused()
-            os.unlink(name, dir_fd=directory.fd)
         except FileNotFoundError:
-            return  # whoever was faster gives it back
-        self.give_back(nbytes, recounts)
+            return False
+        removed = files.unlink(directory, name)
+        if removed:  # else whoever was faster gives it back
+            self.give_back(*(cut or (nbytes, recounts)))
+        return removed
 
     def still(self, move: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls ``move``, which moves files within the namespace, while nobody counts."""

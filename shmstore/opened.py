@@ -75,6 +75,10 @@ class OpenDags:
                 self._forget(dag_id, manifest)
         raise _never_settled(dag_id)
 
+    def write_with_relief(self, dag_id: str, call: Callable[..., R], *args: Any) -> R:
+        """As ``write``; makes room if there is too little."""
+        return with_relief(self.space, lambda: self.write(dag_id, call, *args))
+
     @property
     def space(self) -> Namespace:
         """The namespace.
@@ -115,9 +119,7 @@ class OpenDags:
     def _create(self, dag_id: str) -> Manifest:
         space = self.space
         names.encode_id(dag_id, "dag_id")
-        create = lifecycle.find_or_create_dag
-        made = with_relief(space, lambda: self._with_room(create, space, dag_id))
-        return self._keep(dag_id, made)
+        return self._keep(dag_id, self._with_room(lifecycle.find_or_create_dag, space, dag_id))
 
     def _with_room(self, call: Callable[[Namespace, str], R], space: Namespace, dag_id: str) -> R:
         """Opens a DAG; closes the others first if descriptors have run out."""

@@ -107,39 +107,33 @@ def retire(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> N
 
     If the process dies before it, the segment is an orphan, which a sweep retires.
     """
-    if nbytes < SMALLEST or len(listed(space)) >= _MOST_FILES:
+    found = listed(space) if nbytes >= SMALLEST else []
+    if nbytes < SMALLEST or len(found) >= _MOST_FILES:
         discard(space, directory, name, nbytes)
         return
     # Also what is larger than the pool: while it is viewed, its memory cannot be freed.
-    aside = names.pooled_name(nbytes, int(time.clock_gettime(time.CLOCK_BOOTTIME)))
+    now_s = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    aside = names.pooled_name(nbytes, now_s)
     try:
         space.ledger.still(files.rename, name, directory, aside, space.pool)
     except FileNotFoundError:
         return
     reach("pool:retired")
-    trim(space, space.pool_limit)
+    _trim(space, space.pool_limit, [*found, (aside, nbytes, now_s)])
 
 
-def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> None:
-    """Frees a segment that no record names any more. Views that are held keep theirs."""
+def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> bool:
+    """Frees a segment that no record names any more; False if somebody was faster.
+
+    Views that are held keep theirs.
+    """
     recounts = space.ledger.recounts
     if nbytes >= SMALLEST:
-        cut(directory, name)
-    if here.lost:
-        raise refused()
-    try:
-        os.unlink(name, dir_fd=directory.fd)
-    except FileNotFoundError:
-        return  # whoever was faster gives it back
-    space.ledger.give_back(nbytes, recounts)
-
-
-def cut(directory: Descriptor, name: str) -> None:
-    """Frees the memory of a segment that no record names, unless it is viewed."""
-    file = take(directory, name)
-    if file is not None:
-        _empty(file)
-        file.close()
+        file = take(directory, name)
+        if file is not None:
+            _empty(file)
+            file.close()
+    return space.ledger.unlink(directory, name, (nbytes, recounts))
 
 
 def _empty(file: Descriptor) -> None:
@@ -162,7 +156,11 @@ def trim(space: Namespace, limit: int) -> int:
     Returns:
         Bytes freed.
     """
-    found = sorted(listed(space), key=lambda one: one[2])
+    return _trim(space, limit, listed(space))
+
+
+def _trim(space: Namespace, limit: int, found: list[tuple[str, int, int]]) -> int:
+    found.sort(key=lambda one: one[2])
     total = sum(size for _, size, _ in found if size <= limit)
     freed = 0
     for name, size, _ in found:

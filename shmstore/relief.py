@@ -202,9 +202,8 @@ def spill_one(manifest: Manifest, record: Record) -> bool:
         StoreFull: The disk is full. Nothing was changed.
     """
     directory = spill.dag_directory(manifest, make=True)
-    name = names.segment_name(record.segment)
     try:
-        payload = segment.attach(manifest.directory, name, record.segment, record.nbytes)
+        payload = segment.attach(manifest.directory, record.segment, record.nbytes)
     except segment.SegmentGone:
         return False
     try:

@@ -22,9 +22,19 @@ def segment_place(manifest: Manifest, number: int, flags: int) -> tuple[Descript
     Raises:
         UnusableRoot: The spill directory cannot be reached.
     """
+    directory, spilled = segment_directory(manifest, flags)
+    return directory, names.segment_name(number, spilled)
+
+
+def segment_directory(manifest: Manifest, flags: int) -> tuple[Descriptor, bool]:
+    """Where the segment of a record with these flags is, and whether that is on disk.
+
+    Raises:
+        UnusableRoot: The spill directory cannot be reached.
+    """
     if flags & SPILLED:
-        return spill.dag_directory(manifest), names.segment_name(number, spilled=True)
-    return manifest.directory, names.segment_name(number)
+        return spill.dag_directory(manifest), True
+    return manifest.directory, False
 
 
 def retire(manifest: Manifest, segments: Iterable[Retired]) -> None:

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from shmstore import cgroup, maps
+from shmstore import cgroup, maps, names
 from shmstore.descriptor import Descriptor, open_descriptor, spare
 from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import UNTRACKED
@@ -44,23 +44,23 @@ class SegmentGone(Exception):
 
 def attach(
     directory: Descriptor,
-    name: str,
     number: int,
     nbytes: int,
     mode: str = READ,
     *,
+    spilled: bool = False,
     locked: bool = False,
 ) -> memoryview:
     """The payload of a segment.
 
     Args:
         directory: Where the segment is.
-        name: Its name there.
-        number: The segment's number.
+        number: Its number.
         nbytes: The payload's size.
         mode: "read" for a view of the shared memory, read-only; "cow" for a private
             mapping, writable, whose pages are copied when written to; "copy" for
             private memory.
+        spilled: It is one of those on disk.
         locked: The caller holds the DAG's lock and has seen the record. Then nobody can
             retire the segment, and it is copied if somebody holds its lock, which may be
             for a look whether it is viewed.
@@ -73,12 +73,13 @@ def attach(
         mapping = _mapped.get(number)
         if mapping is not None and len(mapping) == nbytes:
             return memoryview(mapping)
-    return between_forks(_attach, directory, name, number, nbytes, mode, locked)
+    return between_forks(_attach, directory, number, nbytes, mode, spilled, locked)
 
 
 def _attach(
-    directory: Descriptor, name: str, number: int, nbytes: int, mode: str, locked: bool
+    directory: Descriptor, number: int, nbytes: int, mode: str, spilled: bool, locked: bool
 ) -> memoryview:
+    name = names.segment_name(number, spilled)
     leased = True
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -22,6 +22,7 @@ from shmstore import (
     segment,
     stored,
     sweep,
+    upkeep,
 )
 from shmstore.codecs.plain import quick
 from shmstore.commit import KEY, Change, Replaced, commit
@@ -327,7 +328,9 @@ class Store(AsyncCalls, WaitingCalls):
 
         If the process dies here, it is either set or not.
         """
-        self._dags.write(dag_id, expiry.set_ttl, expiry.checked_seconds(seconds, "seconds"))
+        self._dags.write_with_relief(
+            dag_id, expiry.set_ttl, expiry.checked_seconds(seconds, "seconds")
+        )
 
     def gc(self, dry_run: bool = False, *, older_than: float | None = None) -> GcReport:
         """Frees what nobody needs: what killed processes left behind, and what has expired.
@@ -347,7 +350,7 @@ class Store(AsyncCalls, WaitingCalls):
         If the process dies here, what is left is freed by the next gc.
         """
         older = None if older_than is None else expiry.checked_seconds(older_than, "older_than")
-        return sweep.gc(self._dags.space, sweep.Order(bool(dry_run), older, pool_kept_s=0.0))
+        return upkeep.gc(self._dags.space, sweep.Order(bool(dry_run), older, pool_kept_s=0.0))
 
     def check(self, fix: bool = False) -> list[Finding]:
         """Looks for whatever is not as it should be, in every DAG of the namespace.

@@ -7,10 +7,8 @@ thread has begun: the put may still happen, whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
-
-from shmstore.hub import in_thread
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,6 +16,17 @@ if TYPE_CHECKING:
     from shmstore.entry import ClearReport, Entry
     from shmstore.report import Finding, GcReport
     from shmstore.store import Store
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls something that is work, not waiting, in a thread of the loop's pool."""
+    import asyncio  # half of what importing shmstore would cost otherwise
+
+    return await asyncio.to_thread(call, *args, **kwargs)
 
 
 class AsyncCalls:

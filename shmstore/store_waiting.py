@@ -10,6 +10,7 @@ from shmstore.errors import WaitTimeout
 from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.segment import READ
+from shmstore.store_async import in_thread
 from shmstore.stored import decoded, find_quickly
 from shmstore.waiting import Countdown
 from shmstore.watch import AsyncWatch, Watch
@@ -178,7 +179,7 @@ class WaitingCalls:
         async def look() -> dict[str, Any] | None:
             nonlocal missing
             try:
-                return await hub.in_thread(self._there, dag_id, keys, clock, mode)
+                return await in_thread(self._there, dag_id, keys, clock, mode)
             except WaitTimeout as error:
                 missing = error
                 return None

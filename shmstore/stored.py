@@ -21,7 +21,7 @@ from shmstore.provenance import build_meta, codec_meta, this_process, type_name
 from shmstore.reading import peek
 from shmstore.record import LARGEST, PUT, SPILLED, Record, key_hash, middle
 from shmstore.relief import with_relief
-from shmstore.retired import segment_place
+from shmstore.retired import segment_directory
 from shmstore.segment import READ
 
 #: Payloads up to this many bytes lie in the log and are copied out by get; larger
@@ -128,9 +128,8 @@ def find_quickly(manifest: Manifest, key: bytes) -> tuple[int, bytes, memoryview
     codec, meta, payload, number, nbytes = seen
     if not number:
         return codec, meta, memoryview(payload)
-    name = names.segment_name(number)
     try:
-        return codec, meta, segment.attach(manifest.directory, name, number, nbytes)
+        return codec, meta, segment.attach(manifest.directory, number, nbytes)
     except (segment.SegmentGone, OSError):
         return None
 
@@ -160,8 +159,10 @@ def _find(
         payload = stored.payload
         return stored, memoryview(payload if mode == READ else bytearray(payload))
     try:
-        place, name = segment_place(manifest, number, stored.flags)
-        attached = segment.attach(place, name, number, stored.nbytes, mode, locked=locked)
+        place, spilled = segment_directory(manifest, stored.flags)
+        attached = segment.attach(
+            place, number, stored.nbytes, mode, spilled=spilled, locked=locked
+        )
     except OSError as error:
         raise manifest.converted(error) from error
     except segment.SegmentGone:

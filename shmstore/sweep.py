@@ -27,7 +27,7 @@ from shmstore.index import IndexDamagedError
 from shmstore.lock import Lock, LockLost
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
-from shmstore.report import GcAction, GcReport
+from shmstore.report import GcAction
 from shmstore.survey import Listing
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -98,35 +98,8 @@ class Order:
         return self.deadline is not None and time.monotonic() > self.deadline
 
 
-def sweep(space: Namespace, order: Order) -> Iterator[GcAction]:
-    """Frees what nobody needs in a namespace; yields each thing when it has been freed.
-
-    If the process dies here, what is left waits for the next sweep.
-
-    Raises:
-        UnusableRoot: The namespace has been removed.
-    """
-    for source in sources():
-        yield from source(space, order)
-
-
-#: Looks through one place and frees what it should.
+#: Looks through one place and frees what it should; yields each thing when it is freed.
 Source: TypeAlias = Callable[[Namespace, Order], Iterator[GcAction]]
-
-
-def sources() -> tuple[Source, ...]:
-    """What a sweep looks through: DAGs first, as what expires there comes to the trash."""
-    from shmstore import sweep_disk  # which is built on this module
-
-    return (dags, trash, pages, emptied, sweep_disk.spilled, sweep_disk.notes)
-
-
-def gc(space: Namespace, order: Order) -> GcReport:
-    """Sweeps, and says what was done."""
-    report = GcReport(order.dry_run, tuple(sweep(space, order)))
-    if not order.dry_run:
-        space.ledger.recount()
-    return report
 
 
 def dags(space: Namespace, order: Order) -> Iterator[GcAction]:
@@ -158,7 +131,7 @@ def _dag(space: Namespace, token: str, order: Order) -> list[GcAction]:
     aside = lifecycle.finish_clearing(space, token, _lifecycle(space, order), order.dry_run)
     if aside is None:
         return []
-    nbytes = _free_tree(space.trash, aside, manifest.directory, order)
+    nbytes = _free_tree(space, aside, manifest.directory, order)
     why = "it was cleared, and its clearer died"
     return [GcAction("cleared", manifest.dag_id, token, nbytes, why)]
 
@@ -189,7 +162,7 @@ def _expire(space: Namespace, manifest: Manifest, order: Order) -> list[GcAction
         aside = lifecycle.clear_if(space, manifest, judge, _lifecycle(space, order))
     if aside is None:
         return []
-    nbytes = _free_tree(space.trash, aside, manifest.directory, order)
+    nbytes = _free_tree(space, aside, manifest.directory, order)
     why = f"unused for {unused_s:,.0f} seconds, kept for {limit_s:,}"
     return [GcAction("expired", manifest.dag_id, token, nbytes, why)]
 
@@ -217,7 +190,7 @@ def sweep_dag(manifest: Manifest, order: Order) -> list[GcAction]:
         for action in actions:
             if order.over:
                 break
-            done.append(_freed(manifest.directory, action, order, "sweep:orphan"))
+            done.append(_freed(manifest, action, order, "sweep:orphan"))
         return done
     raise CorruptValue("its files change without end", "the DAG's directory", manifest.dag_id)
 
@@ -229,7 +202,7 @@ def _look(
     seen = survey.moment(manifest, redo=not order.dry_run)
     current = survey.current_names(seen.current)
     leftovers = plan_leftovers(DagSeen(manifest.dag_id, listing, current, frozenset()))
-    done += [_freed(manifest.directory, one, order, "sweep:leftover") for one in leftovers]
+    done += [_freed(manifest, one, order, "sweep:leftover") for one in leftovers]
     return seen
 
 
@@ -248,33 +221,24 @@ def _orphans(manifest: Manifest, listing: Listing, seen: survey.Moment) -> list[
     return actions
 
 
-def _freed(directory: Descriptor, action: GcAction, order: Order, point: str) -> GcAction:
-    nbytes = free_file(directory, action.name, dry_run=True)
+def _freed(manifest: Manifest, action: GcAction, order: Order, point: str) -> GcAction:
+    nbytes = free_file(manifest.space, manifest.directory, action.name, order.dry_run)
     if not order.dry_run:
-        # Only a segment is held by those who view it; a log that is cut would kill readers.
-        if nbytes >= pool.SMALLEST and names.parse_segment_name(action.name) is not None:
-            pool.cut(directory, action.name)
-        free_file(directory, action.name)
         reach(point)
     return replace(action, nbytes=nbytes)
 
 
-def free_file(directory: Descriptor, name: str, dry_run: bool = False) -> int:
-    """Removes a file; returns the bytes that it took, 0 if somebody else was faster."""
-    try:
-        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        if not dry_run:
-            if here.lost:
-                raise refused()
-            os.unlink(name, dir_fd=directory.fd)
-    except FileNotFoundError:
-        return 0
-    return status.st_blocks * 512
-
-
-def size_of(directory: Descriptor) -> int:
-    """The bytes that a directory's files take."""
-    return sum(free_file(directory, name, dry_run=True) for name in os.listdir(directory.fd))
+def free_file(space: Namespace, place: Descriptor, name: str, dry_run: bool) -> int:
+    """Removes a file of shared memory; the bytes that it took, 0 if somebody was faster."""
+    nbytes = files.allocated(place, name)
+    if dry_run:
+        return nbytes
+    # Only a segment is locked by those who view it, and may be cut if nobody does.
+    if names.parse_segment_name(name) is None:
+        removed = space.ledger.unlink(place, name)
+    else:
+        removed = pool.discard(space, place, name, nbytes)
+    return nbytes if removed else 0
 
 
 def trash(space: Namespace, order: Order) -> Iterator[GcAction]:
@@ -297,29 +261,29 @@ def _scrap(space: Namespace, name: str, order: Order) -> list[GcAction]:
     except FileNotFoundError:
         return []
     except NotADirectoryError:
-        nbytes = free_file(space.trash, name, order.dry_run)
+        nbytes = free_file(space, space.trash, name, order.dry_run)
         return [GcAction(kind, None, f"{names.TRASH}/{name}", nbytes, "it is of no use")]
     if not name.startswith("old-"):
         kind, why = "abandoned", "its creator died"
         if not files.claimed(directory, space.trash, name):
             return []
-    nbytes = _free_tree(space.trash, name, directory, order)
+    nbytes = _free_tree(space, name, directory, order)
     return [GcAction(kind, None, f"{names.TRASH}/{name}", nbytes, why)]
 
 
-def _free_tree(place: Descriptor, name: str, directory: Descriptor, order: Order) -> int:
+def _free_tree(space: Namespace, name: str, directory: Descriptor, order: Order) -> int:
     if order.dry_run:
-        return size_of(directory)
+        return sum(files.allocated(directory, file) for file in os.listdir(directory.fd))
     nbytes = 0
     for file in os.listdir(directory.fd):
-        nbytes += free_file(directory, file)
+        nbytes += free_file(space, directory, file, dry_run=False)
         reach("sweep:file")
         if order.over:
             return nbytes
     if here.lost:
         raise refused()
     try:
-        os.rmdir(name, dir_fd=place.fd)
+        os.rmdir(name, dir_fd=space.trash.fd)
     except FileNotFoundError:
         pass  # another sweep was faster
     reach("sweep:directory")
@@ -335,7 +299,9 @@ def pages(space: Namespace, order: Order) -> Iterator[GcAction]:
     def remove(_: None) -> list[GcAction]:
         why = "its writer died"
         return [
-            GcAction("page", None, name, free_file(space.directory, name, order.dry_run), why)
+            GcAction(
+                "page", None, name, free_file(space, space.directory, name, order.dry_run), why
+            )
             for name in asides
         ]
 

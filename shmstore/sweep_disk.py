@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from shmstore import lifecycle, names, spill, survey
+from shmstore import files, lifecycle, names, spill, survey
+from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreBusy, StoreError, UnusableRoot
 from shmstore.index import IndexDamagedError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.report import GcAction
-from shmstore.sweep import Order, free_file, guarded
+from shmstore.sweep import Order, guarded
 
 
 def spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
@@ -32,7 +33,7 @@ def _spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
         return
     living: dict[int, Manifest] = {}
     for _, opened in lifecycle.every_dag(space):
-        if isinstance(opened, StoreError):
+        if order.over or isinstance(opened, StoreError):
             return  # whose files are on disk cannot be told
         living[opened.generation] = opened
     for generation in listed:
@@ -79,11 +80,16 @@ def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
             "orphan",
             manifest.dag_id,
             f"{path}/{name}",
-            free_file(directory, name, order.dry_run),
+            _free(directory, name, order.dry_run),
             why,
         )
         for name in dead
     ]
+
+
+def _free(directory: Descriptor, name: str, dry_run: bool) -> int:
+    nbytes = files.allocated(directory, name)
+    return nbytes if dry_run or files.unlink(directory, name) else 0
 
 
 def _size(path: str) -> int:

@@ -1,6 +1,6 @@
-"""When a store sweeps by itself: on opening a DAG, and when it is full.
+"""When a store is swept: asked for, by itself on opening a DAG, and when it is full.
 
-At most once a minute a DAG and a namespace, whoever opens it: a stamp in the page,
+By itself at most once a minute a DAG and a namespace, whoever opens it: a stamp in the page,
 raised before the work, keeps others from doing it again. If the process dies after
 that, what it meant to free waits for another minute.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
-from shmstore import expiry, lifecycle, names, sweep
+from shmstore import expiry, lifecycle, names, sweep, sweep_disk
 from shmstore.crashpoints import reach
 from shmstore.errors import StoreError
 from shmstore.forked import here
@@ -20,6 +21,7 @@ from shmstore.ledger import SWEPT as NAMESPACE_SWEPT
 from shmstore.manifest import Manifest
 from shmstore.namespace import Namespace
 from shmstore.record import CURRENT, SLOT, SWEPT
+from shmstore.report import GcAction, GcReport
 from shmstore.sweep import Order
 
 #: What sweeping other DAGs may add to opening one, seconds.
@@ -29,6 +31,36 @@ _EVERY_NS = 60_000_000_000
 # size on tmpfs is so many bytes a name.
 _SLOT_S, _NAME_S = 30e-9, 1e-6
 _NAME_SIZE = 20
+
+
+#: What a sweep looks through: DAGs first, as what expires there comes to the trash.
+SOURCES: tuple[sweep.Source, ...] = (
+    sweep.dags,
+    sweep.trash,
+    sweep.pages,
+    sweep.emptied,
+    sweep_disk.spilled,
+    sweep_disk.notes,
+)
+
+
+def gc(space: Namespace, order: Order) -> GcReport:
+    """Frees what nobody needs in a namespace, and says what was freed.
+
+    If the process dies here, what is left waits for the next sweep.
+
+    Raises:
+        UnusableRoot: The namespace has been removed.
+    """
+    report = GcReport(order.dry_run, tuple(_sweep(space, order)))
+    if not order.dry_run:
+        space.ledger.recount()  # what dead processes had reserved is nobody's
+    return report
+
+
+def _sweep(space: Namespace, order: Order) -> Iterator[GcAction]:
+    for source in SOURCES:
+        yield from source(space, order)
 
 
 def on_opening(space: Namespace, manifest: Manifest) -> None:
@@ -46,7 +78,7 @@ def on_opening(space: Namespace, manifest: Manifest) -> None:
             return
         _stamp(space.control, NAMESPACE_SWEPT)
         order = replace(order, deadline=time.monotonic() + BUDGET_S)
-        for source in sweep.sources():
+        for source in SOURCES:
             if source is not sweep.dags:
                 for _ in source(space, order):
                     pass
@@ -73,7 +105,7 @@ def _sweep_others(space: Namespace, order: Order) -> None:
 
 def on_full(space: Namespace) -> int:
     """Sweeps everything, since room is short; returns the bytes of memory freed."""
-    swept = sweep.sweep(space, Order(patience_s=0.0, pool_kept_s=0.0))
+    swept = _sweep(space, Order(patience_s=0.0, pool_kept_s=0.0))
     return sum(one.nbytes for one in swept if not one.name.startswith(f"{names.SPILL}/"))
 
 

@@ -117,7 +117,7 @@ def until(
         StoreClosed: The store was closed meanwhile.
     """
     while True:
-        manifest = dags.write(dag_id, in_place)
+        manifest = dags.write_with_relief(dag_id, in_place)
         try:
             while True:
                 seen = doorbell.listen(manifest)
@@ -194,7 +194,7 @@ class Feed:
 
     def __init__(self, dags: OpenDags, dag_id: str, since: object = None) -> None:
         self._dags, self._dag_id = dags, dag_id
-        self._follower: Follower = dags.write(dag_id, _begin, checked_since(since))
+        self._follower: Follower = dags.write_with_relief(dag_id, _begin, checked_since(since))
         self._taken: deque[Taken] = deque()
         self._last = self._follower.began
         #: Which DAG the last entry was of.
@@ -249,7 +249,7 @@ class Feed:
 
     def _succeed(self) -> None:
         """Goes on with the DAG that has taken the place of ours, from its beginning."""
-        self._follower = self._dags.write(self._dag_id, _from_beginning)
+        self._follower = self._dags.write_with_relief(self._dag_id, _from_beginning)
         self._generation, self._last = self._follower.manifest.generation, 0
 
 

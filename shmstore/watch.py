@@ -9,6 +9,7 @@ from shmstore import hub
 from shmstore.entry import Entry
 from shmstore.errors import WaitTimeout
 from shmstore.opened import OpenDags
+from shmstore.store_async import in_thread
 from shmstore.waiting import Countdown, Feed, Position, checked_since
 
 
@@ -130,14 +131,14 @@ class AsyncWatch(AsyncIterator[Entry]):
             feed = self._feed
             if feed is not None and (entry := feed.next_taken()) is not None:
                 return entry
-            entry = await hub.in_thread(self._next)
+            entry = await in_thread(self._next)
             if entry is not None:
                 return entry
             if not clock.left_s:
                 raise WaitTimeout(self._dag_id, (), clock.passed_s)
             joined = await self._hubs.join(self._dag_id, None)
             with joined as waiter:
-                entry = await hub.in_thread(self._next)
+                entry = await in_thread(self._next)
                 if entry is not None:
                     return entry
                 self._waiter = waiter
