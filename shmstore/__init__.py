@@ -20,7 +20,7 @@ from shmstore.errors import (
     UnusableRoot,
     WaitTimeout,
 )
-from shmstore.namespace import SlowRootWarning
+from shmstore.place import SlowRootWarning
 from shmstore.provenance import Producer
 from shmstore.ref import Ref
 from shmstore.report import Finding, GcAction, GcReport

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmstore.log import Log
-from shmstore.record import CHECKPOINT, EMPTY, HEAD_SIZE, PAGE, PUT, Totals, key_hash
+from shmstore.record import CHECKPOINT, EMPTY, HEAD_SIZE, PAGE, PUT, Totals, key_hash, slot_offset
 
 _TAG = np.uint64(65521)
 _NOTHING = Totals(0, 0, 0, 0)
@@ -169,3 +169,11 @@ def id_at(log: Log, offset: int, hashed: int) -> str | None:
         return key.decode()
     except UnicodeDecodeError:
         return None
+
+
+def unreadable(log: Log, table: _TABLE) -> Iterator[tuple[int, int]]:
+    """Offsets and hashes of slots whose record fails its check."""
+    for hashed, word in table[table[:, 1] != 0].tolist():
+        offset = slot_offset(word, hashed)
+        if offset < 0 or log.read(offset) is None:
+            yield offset, hashed

@@ -18,19 +18,19 @@ import numpy as np
 
 from shmstore import (
     audit,
-    compaction,
+    clearing,
     expiry,
-    lifecycle,
+    lookup,
     names,
     record,
-    recovery,
+    repair,
     survey,
     sweep,
     sweep_disk,
 )
 from shmstore.audit import Kept, LogRead
 from shmstore.errors import CorruptValue, StoreError, UnusableRoot
-from shmstore.forked import here, refused
+from shmstore.forked import here
 from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
 from shmstore.log import Log
@@ -46,19 +46,18 @@ from shmstore.record import (
     TAIL,
     TOUCHED,
     USED,
-    slot_offset,
 )
-from shmstore.report import Finding, GcAction
+from shmstore.report import FREED_BY_GC, Finding, GcAction
 from shmstore.retired import segment_place
 from shmstore.survey import Listing
-from shmstore.sweep import DagSeen, Order
+from shmstore.sweep import Order
+from shmstore.sweep_plan import DagSeen, plan
 
 #: How long what looks like a leftover may still be freed by a process at work, seconds.
 PATIENCE_S = 1.0
 _LOOK_S = 0.005
 _TRIES = 8
 _SECOND_NS = 1_000_000_000
-_FREED_BY_GC = ("orphan", "leftover", "trash", "abandoned", "cleared", "page", "spilled")
 
 
 def check(space: Namespace, fix: bool) -> list[Finding]:
@@ -72,7 +71,7 @@ def check(space: Namespace, fix: bool) -> list[Finding]:
     found = [*_namespace(space), *_scraps(space, fix, (sweep.trash, sweep.pages))]
     tokens = sorted(os.listdir(space.dags.fd)) if space.dags.intact() else []
     if not tokens:
-        lifecycle.check_space(space)
+        lookup.check_space(space)
     for token in tokens:
         found += _dag(space, token, fix)
     # After the DAGs, whose gaps decide which spilled segments are needed.
@@ -86,7 +85,7 @@ def _namespace(space: Namespace) -> Iterator[Finding]:
     try:
         fault = control_fault(read_control(space.directory))
     except FileNotFoundError:
-        lifecycle.check_space(space)
+        lookup.check_space(space)
         fault = "it is missing"
     if fault:
         yield Finding("namespace", None, None, names.CONTROL, fault)
@@ -104,7 +103,7 @@ def _scraps(space: Namespace, fix: bool, sources: tuple[sweep.Source, ...]) -> l
 
 
 def _finding(action: GcAction, fixed: bool) -> Finding:
-    kind = action.kind if action.kind in _FREED_BY_GC else "dag"
+    kind = action.kind if action.kind in FREED_BY_GC else "dag"
     return Finding(kind, action.dag_id, None, action.name, action.why, fixed)
 
 
@@ -132,7 +131,7 @@ def _exists(place: int, name: str) -> bool:
 def _dag(space: Namespace, token: str, fix: bool) -> list[Finding]:
     dag_id = names.parse_dag_token(token)
     try:
-        manifest = lifecycle.open_any(space, token, None)
+        manifest = lookup.open_any(space, token, None)
         if manifest is None:
             return []
         dag_id = manifest.dag_id
@@ -140,7 +139,7 @@ def _dag(space: Namespace, token: str, fix: bool) -> list[Finding]:
             return _cleared(space, token, fix)
         found = _audited(manifest)
         if fix and found:
-            _repair(manifest, found)
+            repair.repair(manifest, found)
             found = _compared(found, _audited(manifest))
         return found
     except (Superseded, LockLost):
@@ -158,7 +157,7 @@ def _dag(space: Namespace, token: str, fix: bool) -> list[Finding]:
 
 
 def _cleared(space: Namespace, token: str, fix: bool) -> list[Finding]:
-    if lifecycle.finish_clearing(space, token, look_only=True) is None:
+    if clearing.finish_clearing(space, token, look_only=True) is None:
         return []
     if fix:
         sweep.one_dag(space, token, Order())
@@ -281,21 +280,13 @@ def _log_and_index(manifest: Manifest, taken: _Taken) -> Iterator[Finding]:
 def _damaged_records(dag_id: str, taken: _Taken, read: LogRead) -> Iterator[Finding]:
     """The records that fail their check: those that the index knows, else the first."""
     where = f"{taken.log_name} at "
-    needed = [] if taken.table is None else list(_unreadable(taken.log, taken.table))
+    needed = [] if taken.table is None else list(audit.unreadable(taken.log, taken.table))
     for offset, hashed in sorted(needed):
         id = audit.id_at(taken.log, offset, hashed)
         yield Finding("record", dag_id, id, f"{where}{offset}", "it fails its check: lost")
     if not needed:
         what = "it fails its check; nothing behind it can be held against the index"
         yield Finding("record", dag_id, None, f"{where}{read.end}", what)
-
-
-def _unreadable(log: Log, table: Any) -> Iterator[tuple[int, int]]:
-    """Offsets and hashes of slots whose record fails its check."""
-    for hashed, word in table[table[:, 1] != 0].tolist():
-        offset = slot_offset(word, hashed)
-        if offset < 0 or log.read(offset) is None:
-            yield offset, hashed
 
 
 def _segments(manifest: Manifest, taken: _Taken, newest: dict[bytes, Kept]) -> Iterator[Finding]:
@@ -345,81 +336,9 @@ def _not_needed(manifest: Manifest, taken: _Taken, newest: dict[bytes, Kept]) ->
     seen = DagSeen(
         manifest.dag_id, taken.listing, survey.current_names(taken.current), frozenset(named)
     )
-    left = _staying(sweep.plan(seen), lambda one: _exists(manifest.directory.fd, one.name))
+    left = _staying(plan(seen), lambda one: _exists(manifest.directory.fd, one.name))
     if left:
         manifest.check_place()  # else it was cleared meanwhile
         # Another log and index may have become current, of the names of leftovers.
         current = survey.current_names(manifest.control[CURRENT])
         yield from (_finding(one, False) for one in left if one.name not in current)
-
-
-# --- Repairs ------------------------------------------------------------------------------
-
-
-def _repair(manifest: Manifest, found: list[Finding]) -> None:
-    """Repairs what it can. What it could not is found again."""
-    kinds = {one.kind for one in found}
-    for for_kinds, repair in _REPAIRS:
-        if kinds & for_kinds:
-            try:
-                repair(manifest)
-            except (StoreError, OSError, IndexDamagedError):
-                if here.lost:
-                    raise
-
-
-def _settle(manifest: Manifest) -> None:
-    manifest.guarded(recovery.settled, manifest, [])
-
-
-def _rebuild_index(manifest: Manifest) -> None:
-    manifest.guarded(recovery.rebuild_index, manifest)
-
-
-def _leave_behind(manifest: Manifest) -> None:
-    manifest.guarded(_compact_sound, manifest)
-
-
-def _compact_sound(manifest: Manifest) -> None:
-    """Under the commit lock: compacts a log whose damaged records no value needs any more."""
-    view = recovery.settled(manifest, [])
-    log = view.cover(view.log.words[TAIL])
-    table = np.array(view.index.slots, copy=True).reshape(-1, 2)
-    if next(_unreadable(log, table), None) is None:
-        compaction.compact(manifest, view, log)
-
-
-def _recount(manifest: Manifest) -> None:
-    manifest.guarded(_compact_recounted, manifest)
-
-
-def _compact_recounted(manifest: Manifest) -> None:
-    """Under the commit lock: a compaction whose checkpoint says what was counted."""
-    view = recovery.settled(manifest, [])
-    tail = view.log.words[TAIL]
-    log = view.cover(tail)
-    read = audit.read_log(log, tail, tail)
-    if read.end == tail and read.wrong_totals is not None:
-        compaction.compact(manifest, view, log, read.totals)
-
-
-def _reset_stamps(manifest: Manifest) -> None:
-    now = expiry.now_ns()
-    for word in (TOUCHED, SWEPT):
-        if here.lost:
-            raise refused()
-        manifest.control[word] = min(manifest.control[word], now)
-
-
-def _free(manifest: Manifest) -> None:
-    sweep.sweep_dag(manifest, Order())
-
-
-_REPAIRS = (
-    ({"gap", "index", "log", "record"}, _settle),
-    ({"index"}, _rebuild_index),
-    ({"record"}, _leave_behind),
-    ({"totals"}, _recount),
-    ({"stamp"}, _reset_stamps),
-    (set(_FREED_BY_GC), _free),
-)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 
-from shmstore import codecs, lifecycle, names, pool, provenance, reading, segment, spill
+from shmstore import codecs, lookup, names, pool, provenance, reading, segment, spill
 from shmstore.entry import DagInfo, Explanation, StoreStats
 from shmstore.errors import StoreError
 from shmstore.manifest import Manifest, Superseded
@@ -17,7 +17,7 @@ from shmstore.stored import INLINE_LIMIT, location
 def every_dag(space: Namespace) -> list[DagInfo]:
     """All DAGs of a namespace, by name; damaged ones with their fault."""
     found = []
-    for token, opened in lifecycle.every_dag(space):
+    for token, opened in lookup.every_dag(space):
         try:
             if isinstance(opened, StoreError):
                 raise opened

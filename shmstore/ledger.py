@@ -12,12 +12,10 @@ gives it back only if nobody has counted since before.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
-from weakref import WeakSet
 
 from shmstore import files, names
 from shmstore.crashpoints import reach
@@ -25,6 +23,7 @@ from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreFull, UnusableRoot
 from shmstore.forked import here, refused
 from shmstore.lock import Lock, LockLost
+from shmstore.reservations import Reservation, Reservations
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,21 +37,6 @@ _UNKNOWN = 1 << 62  # an account that nobody has kept; more than any capacity
 _BLOCK = 512  # the unit of st_blocks
 
 
-class Reservation:
-    """Bytes that are about to be written and have no name yet.
-
-    Attributes:
-        nbytes: How many.
-        counted: False if there was no capacity when they were reserved.
-    """
-
-    __slots__ = ("__weakref__", "counted", "nbytes")
-
-    def __init__(self, nbytes: int, counted: bool = True) -> None:
-        self.nbytes = nbytes
-        self.counted = counted
-
-
 class Ledger:
     """The account of one open namespace.
 
@@ -62,15 +46,14 @@ class Ledger:
         what: The namespace, for errors.
     """
 
-    __slots__ = ("_control", "_directory", "_lock", "_note", "_reserved", "_what")
+    __slots__ = ("_control", "_directory", "_lock", "_reserved", "_what")
 
     def __init__(self, directory: Descriptor, control: memoryview, what: str) -> None:
         self._control = control
         self._directory = directory
         self._what = what
         self._lock = Lock(directory, names.LEDGER_LOCK, f"the account of {what}", rank=2)
-        self._note: Descriptor | None = None
-        self._reserved: WeakSet[Reservation] = WeakSet()
+        self._reserved = Reservations(directory)
 
     @property
     def capacity(self) -> int:
@@ -104,7 +87,7 @@ class Ledger:
         return self._run(self._reserve, whole_pages(nbytes), headroom)
 
     def _reserve(self, nbytes: int, headroom: int) -> Reservation:
-        self._after_fork()
+        self._reserved.after_fork()
         control = self._control
         capacity, used = control[CAPACITY], control[USED]
         if capacity and used + nbytes + headroom > capacity:
@@ -137,7 +120,7 @@ class Ledger:
             self._run(self._end, reserved, reserved.nbytes)
 
     def _end(self, reserved: Reservation, freed: int) -> None:
-        self._after_fork()
+        self._reserved.after_fork()
         if reserved not in self._reserved:
             return
         self._reserved.discard(reserved)
@@ -217,12 +200,13 @@ class Ledger:
         return self._run(self._count) if self._control[CAPACITY] else 0
 
     def _count(self) -> int:
-        self._after_fork()
+        self._reserved.after_fork()
         control = self._control
         before = control[USED]
         # First the notes: what is named meanwhile counts twice rather than not at all.
         self._write_note()
-        total = sum(self._noted())
+        self._drop_dead(dry_run=False)
+        total = sum(nbytes or 0 for _, nbytes in self._reserved.of_all())
         total += sum(_allocated(self._directory))
         if here.lost:
             raise refused()
@@ -233,84 +217,24 @@ class Ledger:
         control[USED] = total
         return before - total
 
-    def _noted(self) -> Iterator[int]:
-        """What each living process has reserved; removes the notes of dead ones."""
-        for name, reserved in self._notes():
-            if reserved is None:
-                self._drop(name)
-            else:
-                yield reserved
-
-    def _notes(self) -> Iterator[tuple[str, int | None]]:
-        """Each note's name, and what it says; None for one of a dead process."""
-        place = self._place()
-        try:
-            for name in os.listdir(place.fd):
-                try:
-                    note = Descriptor.open(name, os.O_RDWR, within=place.fd, inherit=False)
-                except FileNotFoundError:
-                    continue
-                try:
-                    fcntl.flock(note.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield name, None
-                except BlockingIOError:
-                    yield name, int.from_bytes(os.pread(note.fd, 8, 0), "little")
-                finally:
-                    note.close()
-        finally:
-            place.close()
-
-    def _drop(self, name: str) -> None:
-        place = self._place()
-        try:
-            files.unlink(place, name)
-        finally:
-            place.close()
-        self._lower(_PAGE)
-
     def notes_of_the_dead(self, dry_run: bool) -> list[tuple[str, int]]:
         """Name and size of each note that a dead process left; removed, unless ``dry_run``."""
         return self._run(self._drop_dead, dry_run)
 
     def _drop_dead(self, dry_run: bool) -> list[tuple[str, int]]:
-        dead = [name for name, reserved in self._notes() if reserved is None]
+        dead = [name for name, nbytes in self._reserved.of_all() if nbytes is None]
         if not dry_run:
             for name in dead:
-                self._drop(name)
+                self._reserved.drop(name)
+                self._lower(_PAGE)
         return [(name, _PAGE) for name in dead]
 
     def _write_note(self) -> None:
-        """Writes down what this process has reserved."""
-        total = sum(reserved.nbytes for reserved in self._reserved)
-        if self._note is None or not self._note.ours():
-            if not total:
-                return
+        if not self._reserved.noted:
             # So that processes that come and go leave no more than one each.
-            for _ in self._noted():
-                pass
+            self._drop_dead(dry_run=False)
             self._raise(_PAGE)
-            place = self._place()
-            try:
-                self._note = Descriptor.open(
-                    os.urandom(8).hex(),
-                    os.O_RDWR | os.O_CREAT | os.O_EXCL,
-                    within=place.fd,
-                    inherit=False,
-                )
-            finally:
-                place.close()
-            fcntl.flock(self._note.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        files.write_all(self._note.fd, [total.to_bytes(8, "little")])
-
-    def _after_fork(self) -> None:
-        """In a child, in which the note is closed: what the parent reserved is the parent's."""
-        if self._note is not None and self._note.fd < 0:
-            self._note = None
-            self._reserved.clear()
-
-    def _place(self) -> Descriptor:
-        flags = os.O_RDONLY | os.O_DIRECTORY
-        return Descriptor.open(names.RESERVATIONS, flags, within=self._directory.fd)
+        self._reserved.note()
 
     def _run(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:

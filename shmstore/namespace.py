@@ -1,50 +1,25 @@
-"""A namespace: the directory that holds a store's DAGs, checked before it is used.
-
-Locks and mappings keep their promises on a local file system only, and only on
-tmpfs are they fast; so the place is looked at, and tried out, when it is created.
-"""
+"""A namespace: the directory that holds a store's DAGs, and its control page."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import mmap
 import os
 import shutil
-import stat
 import time
 import uuid
-import warnings
 
-from shmstore import files, mounts, names, record
+from shmstore import files, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
 from shmstore.forked import here, refused
 from shmstore.ledger import CAPACITY, POOL_LIMIT, SWEPT, Ledger
 from shmstore.lock import Lock
+from shmstore.place import check_file_system, own_directory, try_out
 
 MAGIC = int.from_bytes(b"SHMNSP\r\n", "little")
 # Words of the control page, after MAGIC, VERSION and CHECKSUM.
 BOOT_ID_LOW, BOOT_ID_HIGH, CREATED = 3, 4, 5
 
-_REFUSED = {
-    "overlay": "an overlay: its files change identity, and locks with them",
-    "fuse": "a FUSE file system: locks and mappings need not work",
-    "nfs": "a network file system: locks and mappings do not reach across",
-    "nfs4": "a network file system: locks and mappings do not reach across",
-    "cifs": "a network file system: locks and mappings do not reach across",
-    "smb3": "a network file system: locks and mappings do not reach across",
-    "ceph": "a network file system: locks and mappings do not reach across",
-    "lustre": "a network file system: locks and mappings do not reach across",
-    "9p": "a file system shared with another machine: mappings do not reach across",
-    "virtiofs": "a file system shared with another machine: mappings do not reach across",
-}
 _LARGEST_POOL = 1 << 30
-_fit: set[str] = set()  # paths that this process has looked at
-
-
-class SlowRootWarning(UserWarning):
-    """The root is not in shared memory."""
 
 
 class Namespace:
@@ -55,7 +30,6 @@ class Namespace:
         root: The root's path.
         name: Its name.
         directory: The open directory.
-        control: Its control page as words.
         dags: The open directory of DAGs.
         trash: The open directory of DAGs on their way in or out.
         pool: The open directory of emptied segments.
@@ -90,13 +64,13 @@ class Namespace:
         self.name = name
         self.path = os.path.join(self.root, name)
         try:
-            _own_directory(self.root, forbidden=0o022)
-            _own_directory(self.path, forbidden=0o077)
+            own_directory(self.root, forbidden=0o022)
+            own_directory(self.path, forbidden=0o077)
             flags = os.O_RDONLY | os.O_DIRECTORY
             self.directory = Descriptor.open(self.path, flags)
             if not _exists(self.directory, names.CONTROL):
                 _create(self.directory, self.path)
-            _check_file_system(self.path)
+            check_file_system(self.path)
             _check_control(self.directory, self.path)
             self.dags = Descriptor.open(names.DAGS, flags, within=self.directory.fd)
             self.trash = Descriptor.open(names.TRASH, flags, within=self.directory.fd)
@@ -129,32 +103,6 @@ class Namespace:
         self.control[POOL_LIMIT] = nbytes + 1
 
 
-def _own_directory(path: str, forbidden: int) -> None:
-    """Makes a directory, or checks that one is ours and closed to others."""
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        status = os.stat(path)
-        link = os.lstat(path)
-    except PermissionError:
-        raise UnusableRoot(path, "you may not write there; give another root") from None
-    except (FileExistsError, NotADirectoryError):
-        raise UnusableRoot(path, "it is no directory") from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise UnusableRoot(path, "it is no directory")
-    owner = status.st_uid if link.st_uid == os.geteuid() else link.st_uid
-    if owner != os.geteuid():
-        raise UnusableRoot(
-            path,
-            f"it belongs to user {owner} and you are {os.geteuid()}; every user "
-            "has a root of their own",
-        )
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & forbidden and not mode & stat.S_ISVTX:
-        raise UnusableRoot(
-            path, f"other users may change what is in it (mode {mode:04o}); run chmod 700 {path}"
-        )
-
-
 def _exists(directory: Descriptor, name: str) -> bool:
     try:
         os.stat(name, dir_fd=directory.fd)
@@ -165,8 +113,8 @@ def _exists(directory: Descriptor, name: str) -> bool:
 
 def _create(directory: Descriptor, path: str) -> None:
     """Makes the namespace's directories and, last and at once, its control page."""
-    _check_file_system(path)
-    _try_out(directory, path)
+    check_file_system(path)
+    try_out(directory, path)
     for name in (names.DAGS, names.TRASH, names.POOL, names.RESERVATIONS):
         try:
             os.mkdir(name, 0o700, dir_fd=directory.fd)
@@ -305,48 +253,3 @@ def boot_id() -> int:
     """What tells this start of the machine from others."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return uuid.UUID(file.read().strip()).int
-
-
-def _check_file_system(path: str) -> None:
-    if path in _fit:
-        return
-    kind = mounts.file_system(path)
-    for unfit, why in _REFUSED.items():
-        if kind == unfit or kind.startswith(unfit + "."):
-            raise UnusableRoot(path, f"it is on {kind}, {why}; use /dev/shm or another tmpfs")
-    _fit.add(path)
-    if kind not in ("tmpfs", "ramfs"):
-        warnings.warn(
-            f"{path} is on {kind}, not in shared memory (tmpfs): every value is written to "
-            "disk sooner or later, and reading one back may wait for the disk",
-            SlowRootWarning,
-            stacklevel=5,
-        )
-
-
-def _try_out(directory: Descriptor, path: str) -> None:
-    """Tests what the store relies on: a mapping keeps its file's lock alive."""
-    reason = "its file system does not keep locks and mappings as the store needs them"
-    try:
-        file = Descriptor.open(".", os.O_TMPFILE | os.O_RDWR, within=directory.fd)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-            raise UnusableRoot(path, reason + " (no O_TMPFILE)") from None
-        raise
-    try:
-        files.write_all(file.fd, [bytes(record.PAGE)])
-        leased = os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(leased, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            mapping = mmap.mmap(leased, record.PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
-        finally:
-            os.close(leased)
-        try:
-            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        finally:
-            mapping.close()
-        raise UnusableRoot(path, reason + " (a mapping does not keep its lock)")
-    finally:
-        file.close()

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shmstore import doorbell, expiry, lifecycle, names, upkeep
+from shmstore import creating, doorbell, expiry, lookup, names, upkeep
 from shmstore.errors import CorruptValue, StoreClosed, StoreFull
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
@@ -113,13 +113,13 @@ class OpenDags:
     def _open(self, dag_id: str) -> Manifest | None:
         space = self.space
         names.encode_id(dag_id, "dag_id")
-        manifest = self._with_room(lifecycle.find_dag, space, dag_id)
+        manifest = self._with_room(lookup.find_dag, space, dag_id)
         return None if manifest is None else self._keep(dag_id, manifest)
 
     def _create(self, dag_id: str) -> Manifest:
         space = self.space
         names.encode_id(dag_id, "dag_id")
-        return self._keep(dag_id, self._with_room(lifecycle.find_or_create_dag, space, dag_id))
+        return self._keep(dag_id, self._with_room(creating.find_or_create_dag, space, dag_id))
 
     def _with_room(self, call: Callable[[Namespace, str], R], space: Namespace, dag_id: str) -> R:
         """Opens a DAG; closes the others first if descriptors have run out."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from shmstore import (
     cgroup,
-    lifecycle,
+    lookup,
     names,
     pool,
     provenance,
@@ -55,7 +55,7 @@ def with_relief(space: Namespace, call: Callable[[], R]) -> R:
         except StoreFull as full:
             # More each time: what is asked for may be the first of many segments.
             if full.what in _NOT_MEMORY or not relieve(space, full, _LEAST_MOVED << tries):
-                lifecycle.check_space(space)
+                lookup.check_space(space)
                 raise
     return call()
 
@@ -98,7 +98,7 @@ class _Found(NamedTuple):
 
 def _in_memory(space: Namespace) -> Iterator[_Found]:
     """All values in segments of shared memory."""
-    for _, manifest in lifecycle.every_dag(space):
+    for _, manifest in lookup.every_dag(space):
         if isinstance(manifest, StoreError):
             continue
         try:
@@ -116,7 +116,7 @@ def _oldest_first(space: Namespace, found: Iterable[_Found]) -> Iterator[tuple[M
         manifest = opened.get(one.dag_id)
         if manifest is None:
             try:
-                manifest = lifecycle.find_dag(space, one.dag_id)
+                manifest = lookup.find_dag(space, one.dag_id)
             except StoreError:
                 continue
             if manifest is None:

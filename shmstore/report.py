@@ -65,6 +65,10 @@ class GcReport:
         return "\n".join([*lines, *(f"  {action}" for action in self.actions)])
 
 
+#: Kinds of ``GcAction`` that are findings of a check, too.
+FREED_BY_GC = ("orphan", "leftover", "trash", "abandoned", "cleared", "page", "spilled")
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is not as it should be.

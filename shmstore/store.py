@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shmstore import (
-    check,
+    clearing,
     codecs,
-    describing,
-    expiry,
-    lifecycle,
     names,
-    reading,
     segment,
     stored,
-    sweep,
-    upkeep,
 )
 from shmstore.codecs.plain import quick
 from shmstore.commit import KEY, Change, Replaced, commit
 from shmstore.commit_small import put_small
 from shmstore.dag import Dag
-from shmstore.entry import ClearReport, DagInfo, Entry, Explanation, StoreStats
+from shmstore.entry import ClearReport, Entry
 from shmstore.errors import NotFound
 from shmstore.hub import Hubs
 from shmstore.manifest import Manifest
@@ -39,11 +33,12 @@ from shmstore.pool import set_limit as set_pool_limit
 from shmstore.record import DELETE, Record, key_hash, middle
 from shmstore.ref import Ref
 from shmstore.relief import with_relief
-from shmstore.report import Finding, GcReport
 from shmstore.segment import READ
 from shmstore.sizes import parse_size
 from shmstore.spill import set_place
 from shmstore.store_async import AsyncCalls
+from shmstore.store_looking import LookingCalls
+from shmstore.store_upkeep import UpkeepCalls
 from shmstore.store_waiting import WaitingCalls
 from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
 
@@ -55,7 +50,7 @@ R = TypeVar("R")
 _MISSING: Final = object()
 
 
-class Store(AsyncCalls, WaitingCalls):
+class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
     """Results of DAGs, shared by all processes of the host that open the same place.
 
     Cheap to create, usable from any thread, after a fork in parent and child, and
@@ -247,13 +242,6 @@ class Store(AsyncCalls, WaitingCalls):
         """
         return {id: self.get(dag_id, id, mode=mode, default=default) for id in several(ids, "ids")}
 
-    def has_value(self, dag_id: str, id: str) -> bool:
-        """True if this host has a value under this id."""
-        return self._record(dag_id, id) is not None
-
-    def _record(self, dag_id: str, id: str) -> Record | None:
-        return self._dags.read(dag_id, reading.find, encode_id(id, "id"))
-
     # --- Deleting ------------------------------------------------------------------
 
     def delete(self, dag_id: str, id: str) -> None:
@@ -309,111 +297,11 @@ class Store(AsyncCalls, WaitingCalls):
         the process dies here, the DAG is either untouched or gone.
         """
         encode_id(dag_id, "dag_id")
-        cleared = lifecycle.clear_dag(self._dags.space, dag_id)
+        cleared = clearing.clear_dag(self._dags.space, dag_id)
         self._dags.forget(dag_id)
         return ClearReport(cleared)
 
-    # --- Looking after it ----------------------------------------------------------
-
-    def set_ttl(self, dag_id: str, seconds: float | None) -> None:
-        """Lets a DAG go once nobody has written to it or opened it for that long.
-
-        It goes with the next ``gc``, which also happens by itself. Holding a view or
-        having the DAG open does not count as use; writing and opening it do.
-
-        Args:
-            dag_id: The DAG, created if need be.
-            seconds: Rounded up to whole ones; None or 0 to keep it for ever. A DAG that is
-                cleared and used again begins without one.
-
-        If the process dies here, it is either set or not.
-        """
-        self._dags.write_with_relief(
-            dag_id, expiry.set_ttl, expiry.checked_seconds(seconds, "seconds")
-        )
-
-    def gc(self, dry_run: bool = False, *, older_than: float | None = None) -> GcReport:
-        """Frees what nobody needs: what killed processes left behind, and what has expired.
-
-        Safe beside any number of processes that use the store, and by itself done now
-        and then on opening a DAG and when there is no room.
-
-        Args:
-            dry_run: Only tell what would be freed.
-            older_than: Seconds; DAGs without a ``set_ttl`` of their own go, too, if they
-                have been neither written to nor opened for that long.
-
-        Returns:
-            What was freed and why, and what could not be looked at: a damaged DAG does
-            not stop the rest.
-
-        If the process dies here, what is left is freed by the next gc.
-        """
-        older = None if older_than is None else expiry.checked_seconds(older_than, "older_than")
-        return upkeep.gc(self._dags.space, sweep.Order(bool(dry_run), older, pool_kept_s=0.0))
-
-    def check(self, fix: bool = False) -> list[Finding]:
-        """Looks for whatever is not as it should be, in every DAG of the namespace.
-
-        Manifests are held against segments and segments against manifests, indexes
-        against logs, records against their checksums, totals against what is counted.
-        Beside writers at work nothing is reported that only they explain.
-
-        Args:
-            fix: Repair what is derived, and free what gc would free. What is lost is
-                reported with its id, and stays.
-
-        Returns:
-            The findings; none if all is well.
-
-        If the process dies here, each repair is either done or not.
-        """
-        return check.check(self._dags.space, bool(fix))
-
-    # --- Looking -------------------------------------------------------------------
-
-    def entry(self, dag_id: str, id: str) -> Entry:
-        """What is known about a value, without reading it.
-
-        Raises:
-            NotFound: There is no such value.
-        """
-        record = self._record(dag_id, id)
-        if record is None:
-            raise NotFound(dag_id, id)
-        return stored.entry_of(dag_id, record)
-
-    def entries(self, dag_id: str) -> Iterator[Entry]:
-        """The entries of a DAG as of now, in the order in which they were stored."""
-        records = self._records(dag_id)
-        return (stored.entry_of(dag_id, record) for record in records)
-
-    def ids(self, dag_id: str, prefix: str = "", *, newest_first: bool = False) -> Iterator[str]:
-        """The ids of a DAG's values as of now, in the order in which they were stored.
-
-        Args:
-            dag_id: The DAG; an unknown one has none.
-            prefix: What the ids begin with.
-            newest_first: The other way round.
-        """
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix must be a str, not {type(prefix).__name__}")
-        wanted = prefix.encode(errors="surrogatepass")
-        records = self._records(dag_id, newest_first=newest_first)
-        return (record.key.decode() for record in records if record.key.startswith(wanted))
-
-    def _records(self, dag_id: str, *, newest_first: bool = False) -> Iterator[Record]:
-        found = self._dags.read(dag_id, reading.records, newest_first)
-        return iter(()) if found is None else found
-
-    def count(self, dag_id: str) -> int:
-        """How many values a DAG has."""
-        totals = self._dags.read(dag_id, reading.totals)
-        return 0 if totals is None else totals.live
-
-    def dags(self) -> list[DagInfo]:
-        """All DAGs of the namespace, by name; damaged ones with their fault."""
-        return describing.every_dag(self._dags.space)
+    # --- Ways to it ---------------------------------------------------------------
 
     def dag(self, dag_id: str) -> Dag:
         """A DAG as a mutable mapping from ids to values."""
@@ -425,21 +313,6 @@ class Store(AsyncCalls, WaitingCalls):
         encode_id(dag_id, "dag_id")
         encode_id(id, "id")
         return Ref(self._given_root, self.namespace, dag_id, id)
-
-    def explain(self, dag_id: str, id: str) -> Explanation:
-        """Which buffers of a value ``get`` copies, and why.
-
-        Raises:
-            NotFound: There is no such value.
-        """
-        record = self._record(dag_id, id)
-        if record is None:
-            raise NotFound(dag_id, id)
-        return describing.explanation(dag_id, id, record)
-
-    def stats(self) -> StoreStats:
-        """The state of the namespace and its file system."""
-        return describing.stats(self._dags.space)
 
     # --- The object itself ---------------------------------------------------------
 

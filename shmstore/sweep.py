@@ -1,10 +1,10 @@
 """Freeing what nobody needs: what killed processes left, and what has expired.
 
-``plan`` decides from what was seen, purely; ``sweep_dag`` and its siblings look and
-do. Nothing here relies on who is alive: what a live record names is never touched;
-a directory that is being built is locked by its builder; everything else is decided
-under the lock of those who would change it. So any number of sweeps may run beside any
-number of users, and one that dies anywhere has freed something or nothing.
+``sweep_plan`` decides from what was seen; here is looked and done. Nothing relies on who
+is alive: what a live record names is never touched; a directory that is being built is
+locked by its builder; everything else is decided under the lock of those who would
+change it. So any number of sweeps may run beside any number of users, and one that dies
+anywhere has freed something or nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from shmstore import expiry, files, lifecycle, names, pool, recovery, survey
+from shmstore import clearing, expiry, files, lookup, names, pool, recovery, survey
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreError
@@ -29,49 +29,10 @@ from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.report import GcAction
 from shmstore.survey import Listing
+from shmstore.sweep_plan import DagSeen, plan_leftovers, plan_orphans
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _TRIES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class DagSeen:
-    """What a sweep goes by.
-
-    Attributes:
-        dag_id: The DAG.
-        listing: The names in its directory, listed before its lock was held.
-        current: The log and the index in use when the lock was held.
-        live: The listed segments that live records name.
-    """
-
-    dag_id: str
-    listing: Listing
-    current: frozenset[str]
-    live: frozenset[int]
-
-
-def plan(seen: DagSeen) -> list[GcAction]:
-    """What of a DAG nobody needs. Sizes are found when it is freed."""
-    return [*plan_leftovers(seen), *plan_orphans(seen)]
-
-
-def plan_leftovers(seen: DagSeen) -> list[GcAction]:
-    """Logs and indexes that are not current: of a writer that died as it replaced them."""
-    why = "a writer died as it replaced the log or the index"
-    return [
-        GcAction("leftover", seen.dag_id, name, 0, why)
-        for name in sorted(seen.listing.numbered - seen.current)
-    ]
-
-
-def plan_orphans(seen: DagSeen) -> list[GcAction]:
-    """Segments of no live value: of a writer that died as it put or replaced one."""
-    why = "no value needs it; the writer that put or replaced its value died"
-    return [
-        GcAction("orphan", seen.dag_id, names.segment_name(number), 0, why)
-        for number in sorted(seen.listing.segments - seen.live)
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +70,7 @@ def dags(space: Namespace, order: Order) -> Iterator[GcAction]:
     except OSError:
         tokens = []
     if not tokens:
-        lifecycle.check_space(space)
+        lookup.check_space(space)
     for token in sorted(tokens):
         if order.over:
             return
@@ -122,13 +83,13 @@ def one_dag(space: Namespace, token: str, order: Order) -> list[GcAction]:
 
 
 def _dag(space: Namespace, token: str, order: Order) -> list[GcAction]:
-    manifest = lifecycle.open_any(space, token, None)
+    manifest = lookup.open_any(space, token, None)
     if manifest is None:
         return []
     manifest.lock.patience_s = order.patience_s
     if manifest.live:
         return _expire(space, manifest, order) or sweep_dag(manifest, order)
-    aside = lifecycle.finish_clearing(space, token, _lifecycle(space, order), order.dry_run)
+    aside = clearing.finish_clearing(space, token, _lifecycle(space, order), order.dry_run)
     if aside is None:
         return []
     nbytes = _free_tree(space, aside, manifest.directory, order)
@@ -159,7 +120,7 @@ def _expire(space: Namespace, manifest: Manifest, order: Order) -> list[GcAction
     limit_s = expiry.limit_s(manifest, order.older_than_s)
     aside: str | None = token
     if not order.dry_run:
-        aside = lifecycle.clear_if(space, manifest, judge, _lifecycle(space, order))
+        aside = clearing.clear_if(space, manifest, judge, _lifecycle(space, order))
     if aside is None:
         return []
     nbytes = _free_tree(space, aside, manifest.directory, order)
@@ -246,7 +207,7 @@ def trash(space: Namespace, order: Order) -> Iterator[GcAction]:
     try:
         listed = os.listdir(space.trash.fd)
     except OSError:
-        lifecycle.check_space(space)
+        lookup.check_space(space)
         return
     for name in sorted(listed):
         if order.over:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from shmstore import files, lifecycle, names, spill, survey
+from shmstore import files, lookup, names, spill, survey
 from shmstore.descriptor import Descriptor
 from shmstore.errors import StoreBusy, StoreError, UnusableRoot
 from shmstore.index import IndexDamagedError
@@ -32,7 +32,7 @@ def _spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
     if at is None or not listed:
         return
     living: dict[int, Manifest] = {}
-    for _, opened in lifecycle.every_dag(space):
+    for _, opened in lookup.every_dag(space):
         if order.over or isinstance(opened, StoreError):
             return  # whose files are on disk cannot be told
         living[opened.generation] = opened

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from shmstore import expiry, lifecycle, names, sweep, sweep_disk
+from shmstore import expiry, lookup, names, sweep, sweep_disk
 from shmstore.crashpoints import reach
 from shmstore.errors import StoreError
 from shmstore.forked import here
@@ -95,7 +95,7 @@ def _sweep_others(space: Namespace, order: Order) -> None:
         if order.over:
             return
         try:
-            manifest = lifecycle.open_any(space, token, None)
+            manifest = lookup.open_any(space, token, None)
         except StoreError:
             continue
         if manifest is not None and _due(manifest):

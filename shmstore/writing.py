@@ -17,10 +17,11 @@ from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import UnusableRoot
 from shmstore.forked import here, refused
-from shmstore.ledger import Reservation, whole_pages
+from shmstore.ledger import whole_pages
 from shmstore.lock import between_forks
 from shmstore.namespace import Namespace
 from shmstore.pool import Claimed
+from shmstore.reservations import Reservation
 
 # Payloads from this size on are held against what is free before they are written,
 # so that a value which cannot fit does not drive others into a full file system.

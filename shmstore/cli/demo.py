@@ -24,7 +24,7 @@ from shmstore.demo.run import MERGED, Choices, Tick, run
 from shmstore.demo.source import FLIGHTS_BY, FORMATS
 from shmstore.demo.stop import Stopped
 from shmstore.errors import StoreError, UnusableRoot
-from shmstore.namespace import SlowRootWarning
+from shmstore.place import SlowRootWarning
 
 _MOST_ROWS = 12  # of a step with more parts, the rest is summed up in one row
 _STAGE_WIDTH = 20

@@ -19,7 +19,7 @@ from shmstore.demo.facts import Task
 from shmstore.demo.stop import let_go_in_worker
 from shmstore.demo.summary import SLICE_ROWS, Summary, summarize
 from shmstore.errors import StoreError
-from shmstore.namespace import SlowRootWarning
+from shmstore.place import SlowRootWarning
 from shmstore.store import Store
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import shmstore
-from shmstore import compaction, doorbell, lifecycle, reading, record, relief
+from shmstore import compaction, doorbell, lookup, reading, record, relief
 from tests import reading_files
 from tests.fault import killing
 
@@ -243,7 +243,7 @@ def _disk(root: str) -> str:
 
 
 def _spill_big(store: shmstore.Store) -> None:
-    manifest = lifecycle.find_dag(store._dags.space, WORK)
+    manifest = lookup.find_dag(store._dags.space, WORK)
     assert manifest is not None
     record = reading.find(manifest, b"big")
     assert record is not None

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints, lifecycle, reading, relief
+from shmstore import crashpoints, lookup, reading, relief
 from tests import reading_files
 from tests.fault.killing import call
 
@@ -201,7 +201,7 @@ def _interrupt_moves(root: str) -> int:
     value = np.full(1 << 15, 7)
     for at in range(1, 3000):
         store.put("dag", "a", value)
-        manifest = lifecycle.find_dag(store._dags.space, "dag")
+        manifest = lookup.find_dag(store._dags.space, "dag")
         assert manifest is not None
         record = reading.find(manifest, b"a")
         assert record is not None

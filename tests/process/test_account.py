@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import codecs, crashpoints, ledger, lifecycle, pool, relief, stored
+from shmstore import codecs, crashpoints, ledger, lookup, pool, relief, stored
 from shmstore.ledger import CAPACITY, USED, Ledger
 from tests import reading_files
 from tests.fault.killing import Child, Parent, call, kill_at
@@ -569,5 +569,5 @@ def test_a_value_on_disk_takes_nothing_of_the_capacity(root: str) -> None:
     assert move(store, "a")
     is_exact(root)
     assert reading_files.account(root).used == before
-    assert lifecycle.find_dag(store._dags.space, "d") is not None
+    assert lookup.find_dag(store._dags.space, "d") is not None
     assert store._dags.space.control[CAPACITY] == 3 * _MIB

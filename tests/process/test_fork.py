@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints, lifecycle, lock, reading, relief
+from shmstore import crashpoints, lock, lookup, reading, relief
 from tests import reading_files
 from tests.fault.killing import DEADLINE_S, Child, Parent, call
 from tests.process.errands import large
@@ -271,7 +271,7 @@ def reuse(store: shmstore.Store) -> None:
 def move(store: shmstore.Store) -> None:
     """Moves a value to disk."""
     store.put("d", "moved", mega(8))
-    manifest = lifecycle.find_dag(store._dags.space, "d")
+    manifest = lookup.find_dag(store._dags.space, "d")
     assert manifest is not None
     record = reading.find(manifest, b"moved")
     assert record is not None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import crashpoints, lifecycle, mounts, reading, relief, spill
+from shmstore import crashpoints, lookup, mounts, reading, relief, spill
 from tests import reading_files
 from tests.fault.enclosed import mount, mount_tmpfs, with_mounts
 from tests.fault.killing import Child, Parent, call
@@ -45,7 +45,7 @@ def on_disk(store: shmstore.Store, dag_id: str = "d") -> list[str]:
 
 def move(store: shmstore.Store, id: str, dag_id: str = "d") -> bool:
     """Moves one value to disk."""
-    manifest = lifecycle.find_dag(store._dags.space, dag_id)
+    manifest = lookup.find_dag(store._dags.space, dag_id)
     assert manifest is not None
     record = reading.find(manifest, id.encode())
     assert record is not None

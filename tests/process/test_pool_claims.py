@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints, lifecycle, names, pool, warm
+from shmstore import crashpoints, lookup, names, pool, warm
 from shmstore.descriptor import Descriptor
 from shmstore.ledger import SWEPT
 from shmstore.namespace import Namespace
@@ -317,7 +317,7 @@ def test_who_opens_first_and_locks_late_harms_nothing(
 
 def _discard_late(parent: Parent, root: str, name: str) -> None:
     space = Namespace(root, "default")
-    manifest = lifecycle.find_dag(space, "d")
+    manifest = lookup.find_dag(space, "d")
     assert manifest is not None
     _wait_after_opening(parent, name)
     pool.discard(space, manifest.directory, name, _MIB)

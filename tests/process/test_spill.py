@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import lifecycle, reading, relief, spill
+from shmstore import lookup, reading, relief, spill
 from tests import reading_files
 from tests.fault.killing import call
 
@@ -37,7 +37,7 @@ def _on_disk(path: str) -> list[str]:
 
 
 def _spill(store: shmstore.Store, id: str) -> None:
-    manifest = lifecycle.find_dag(store._dags.space, "d")
+    manifest = lookup.find_dag(store._dags.space, "d")
     assert manifest is not None
     record = reading.find(manifest, id.encode())
     assert record is not None
@@ -138,7 +138,7 @@ def test_a_value_replaced_while_it_moves_is_the_new_one(
         store.put("d", "v0", "newer")
         commit(*args, **kwargs)
 
-    manifest = lifecycle.find_dag(store._dags.space, "d")
+    manifest = lookup.find_dag(store._dags.space, "d")
     assert manifest is not None
     record = reading.find(manifest, b"v0")
     assert record is not None

@@ -56,7 +56,7 @@ def test_both_ways_write_the_same_files(root: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compaction, "FLOOR", 1 << 16)
     monkeypatch.setattr(commit_small, "time_ns", lambda: 1)
     monkeypatch.setattr(stored, "time_ns", lambda: 1)
-    monkeypatch.setattr("shmstore.lifecycle.time.time_ns", lambda: 1)
+    monkeypatch.setattr("shmstore.creating.time.time_ns", lambda: 1)
     monkeypatch.setattr("shmstore.store.time.time_ns", lambda: 1)
     # One generation for both, on which the records' checksums depend.
     monkeypatch.setattr(os, "urandom", lambda size: bytes([1]) * size)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import compaction, crashpoints, index, lifecycle, names, record, view
+from shmstore import compaction, crashpoints, index, lookup, names, record, view
 from shmstore.log import Log
 from shmstore.store import Store
 from tests import reading_files
@@ -748,14 +748,14 @@ def test_a_store_closed_while_it_opens_a_dag_stays_closed(
 ) -> None:
     """A close that comes between opening a DAG and keeping it ends that call and all later ones."""
     Store(store.root).put("d", "a", 1)
-    find = lifecycle.find_dag
+    find = lookup.find_dag
 
     def closing(*args: Any) -> Any:
         found = find(*args)
         store.close()
         return found
 
-    monkeypatch.setattr(lifecycle, "find_dag", closing)
+    monkeypatch.setattr(lookup, "find_dag", closing)
     for _ in range(2):
         with pytest.raises(shmstore.StoreClosed):
             store.get("d", "a")

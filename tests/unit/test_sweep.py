@@ -9,7 +9,7 @@ import pytest
 import shmstore
 from shmstore.names import segment_name
 from shmstore.survey import Listing, current_names
-from shmstore.sweep import DagSeen, plan
+from shmstore.sweep_plan import DagSeen, plan
 
 NOTHING: frozenset[str] = frozenset()
 
