@@ -15,6 +15,7 @@ from shmstore.crashpoints import reach
 from shmstore.forked import here, refused
 from shmstore.manifest import Manifest
 from shmstore.record import TOUCHED, TTL
+from shmstore.sizes import parse_seconds
 
 _SECOND_NS = 1_000_000_000
 _LONGEST_S = 1 << 33  # in nanoseconds it still fits into a word
@@ -34,11 +35,10 @@ def checked_seconds(seconds: object, what: str) -> int:
     """
     if seconds is None:
         return 0
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{what} must be a number or None, not {type(seconds).__name__}")
-    if not 0 <= seconds < _LONGEST_S:
+    given = parse_seconds(seconds, what)
+    if given >= _LONGEST_S:
         raise ValueError(f"{what} must be from 0 to {_LONGEST_S - 1:,} seconds, not {seconds!r}")
-    return math.ceil(seconds)
+    return math.ceil(given)
 
 
 def keep_noting(manifest: Manifest) -> None:

@@ -54,6 +54,7 @@ TIMEOUT_S = _timeout()
 
 _TAKE = LOCK_EX | LOCK_NB
 _LET_GO = LOCK_UN
+_MOMENT_S = 20e-6  # between two looks whether others have left their sections
 _YIELDS = 8  # polls that only give up the processor, before sleeping
 _LONGEST_SLEEP_S = 0.001
 # How often a holder looks whether the lock's file still has a name. It loses it
@@ -250,7 +251,7 @@ def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
             if not _forking or _forking.get(0) == me:
                 return body(*args, **kwargs)
             _inside.pop(me, None)
-            time.sleep(20e-6)
+            time.sleep(_MOMENT_S)
     finally:
         here.lost = False
         _inside.pop(me, None)
@@ -266,14 +267,14 @@ _NO_LOCK = _NoLock()
 def _before_fork() -> None:
     me = get_ident()
     while _forking.setdefault(0, me) != me:
-        time.sleep(20e-6)
+        time.sleep(_MOMENT_S)
     deadline = monotonic() + TIMEOUT_S
     # Sections are short and never wait for others while registered.
     while (
         any(thread != me and thread not in _waiting for thread in list(_inside))
         and monotonic() < deadline
     ):
-        time.sleep(20e-6)
+        time.sleep(_MOMENT_S)
 
 
 def _after_fork_in_child() -> None:

@@ -1,8 +1,10 @@
-"""Sizes as people write them: "8GiB", "500 MB". Pure."""
+"""Sizes and times as callers give them: "8GiB", 2.5 seconds. Pure."""
 
 from __future__ import annotations
 
+import math
 import re
+from typing import SupportsFloat, SupportsIndex
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp]?)(i?)b?)?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
@@ -40,6 +42,26 @@ def parse_size(value: object, what: str) -> int:
     if not 0 <= nbytes < _LARGEST:
         raise ValueError(f"{what} must lie between 0 and 4 EiB, not {value!r:.80}")
     return nbytes
+
+
+def parse_seconds(value: object, what: str) -> float:
+    """A time in seconds, which may be infinite.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, (SupportsFloat, SupportsIndex)):
+        raise TypeError(
+            f"{what} must be seconds or None, not {type(value).__name__}: {value!r:.80}"
+        )
+    try:
+        seconds = float(value)
+    except OverflowError:  # a whole number of more than 300 digits
+        seconds = math.inf if isinstance(value, int) and value > 0 else -math.inf
+    if not seconds >= 0:
+        raise ValueError(f"{what} must not be negative seconds or NaN: {value!r:.80}")
+    return seconds
 
 
 def show_size(nbytes: int) -> str:

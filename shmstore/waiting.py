@@ -22,6 +22,7 @@ from shmstore.forked import here
 from shmstore.manifest import Manifest, Superseded
 from shmstore.opened import OpenDags
 from shmstore.record import COUNTER, Record
+from shmstore.sizes import parse_seconds
 
 R = TypeVar("R")
 
@@ -56,7 +57,8 @@ class Countdown:
 
     def __init__(self, timeout_s: object) -> None:
         self._began = time.monotonic()
-        self._end = self._began + _seconds(timeout_s)
+        seconds = math.inf if timeout_s is None else parse_seconds(timeout_s, "timeout")
+        self._end = self._began + seconds
 
     @property
     def left_s(self) -> float:
@@ -67,21 +69,6 @@ class Countdown:
     def passed_s(self) -> float:
         """Seconds since the call began."""
         return time.monotonic() - self._began
-
-
-def _seconds(timeout_s: object) -> float:
-    if timeout_s is None:
-        return math.inf
-    kind = type(timeout_s)
-    if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
-        raise TypeError(f"timeout must be seconds or None, not {kind.__name__}: {timeout_s!r:.80}")
-    try:
-        seconds = float(timeout_s)  # type: ignore[arg-type]
-    except OverflowError:
-        seconds = math.inf if timeout_s > 0 else -math.inf  # type: ignore[operator]
-    if not seconds >= 0:
-        raise ValueError(f"timeout must not be negative or NaN: {timeout_s!r:.80}")
-    return seconds
 
 
 def check_may_sleep() -> None:

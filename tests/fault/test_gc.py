@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import check, crashpoints, lock, namespace, record, upkeep
+from shmstore import check, crashpoints, lock, namespace, pool, record, upkeep
 from tests import reading_files
 from tests.fault.killing import Child, Parent, call, kill_at
 from tests.fault.scenarios import KILLS, SCENARIOS, Scenario, begin, set_word
@@ -489,3 +489,31 @@ def test_gc_has_an_async_twin(root: str) -> None:
     would, found, did = asyncio.run(look())
     assert [one.kind for one in would.actions] == [one.kind for one in found] == ["orphan"]
     assert did.actions == ()
+
+
+def test_a_log_that_somebody_has_mapped_is_never_cut(root: str) -> None:
+    """A large log left over by a dead compaction is removed; who reads it reads on."""
+
+    def reader(parent: Parent) -> bytes:
+        store = shmstore.Store(root)
+        store.put_many("dag", {f"{n}": "x" * 9000 for n in range(200)})
+        view = store._dags.manifests["dag"].view
+        assert view is not None
+        parent.send("has it mapped")
+        parent.receive()
+        return view.log.map[:] and b"read"
+
+    with Child(reader, Parent) as child:
+        assert child.receive() == "has it mapped"
+
+        def compacts() -> None:
+            store = shmstore.Store(root)
+            while True:
+                store.put("dag", "churn", "y" * 12000)
+
+        kill_at("compact:switched", 1, compacts)
+        (left,) = {name for name in reading_files.read(root, "dag").leftovers if "log" in name}
+        assert Path(root, "default", "dags", "dag", left).stat().st_size > pool.SMALLEST
+        assert left in [action.name for action in shmstore.Store(root).gc().actions]
+        child.send()
+        assert child.receive() == b"read"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,17 @@ def _calls(store: shmstore.Store) -> dict[str, Callable[[], Any]]:
         "check": store.check,
         "check and fix": lambda: store.check(fix=True),
         "async wait": lambda: asyncio.run(store.wait_async(WORK, "small-1", 0.2)),
+        "async wait_many": lambda: asyncio.run(store.wait_many_async(WORK, ["small-1"], 0.2)),
+        "async watch": lambda: asyncio.run(_watched_async(store)),
         "async put": lambda: asyncio.run(store.put_async(WORK, "new", array)),
+        "async put_many": lambda: asyncio.run(store.put_many_async(WORK, {"a": 1})),
         "async get": lambda: asyncio.run(store.get_async(WORK, "large-1")),
+        "async get_buffer": lambda: asyncio.run(store.get_buffer_async(WORK, "large-1")),
+        "async get_many": lambda: asyncio.run(store.get_many_async(WORK, ["large-1"])),
+        "async delete": lambda: asyncio.run(store.delete_async(WORK, "large-0")),
+        "async delete_many": lambda: asyncio.run(store.delete_many_async(WORK, ["large-1"])),
+        "async gc": lambda: asyncio.run(store.gc_async()),
+        "async check": lambda: asyncio.run(store.check_async()),
         "dag[]": lambda: dag["small-1"],
         "dag[] =": lambda: dag.__setitem__("small-1", 3),
         "in dag": lambda: "small-1" in dag,
@@ -101,22 +111,41 @@ def _calls(store: shmstore.Store) -> dict[str, Callable[[], Any]]:
         "dag.clear": dag.clear,
         "clear": lambda: store.clear(WORK),
         "clear elsewhere": lambda: store.clear("bystander"),
+        "async clear": lambda: asyncio.run(store.clear_async(WORK)),
     }
 
 
-def test_every_public_call_is_tried() -> None:
+class _Noting:
+    """A store that notes which of its attributes are asked for."""
+
+    def __init__(self, store: shmstore.Store) -> None:
+        self.store = store
+        self.asked: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.add(name)
+        return getattr(self.store, name)
+
+
+def test_every_public_call_is_tried(root: str) -> None:
     """What is tried below is all that a store has, but for what touches nothing stored."""
-    names = {name for name in dir(shmstore.Store) if not name.startswith("_")}
-    touch_nothing = {"root", "namespace", "close", "dag"}
-    source = Path(__file__).read_text()
-    sync = {name for name in names if not name.endswith("_async")} - touch_nothing
-    missing = [name for name in sync if f"store.{name}" not in source]
-    assert not missing, f"not tried: {missing}"
+    begin(root)
+    noting = _Noting(shmstore.Store(root))
+    for action in _calls(noting).values():  # type: ignore[arg-type]
+        with contextlib.suppress(shmstore.StoreError):
+            action()
+    public = {name for name in dir(shmstore.Store) if not name.startswith("_")}
+    assert public - noting.asked == {"root", "namespace", "close"}
 
 
 def _watched(store: shmstore.Store) -> shmstore.Entry:
     with store.watch(WORK, timeout=0.2) as entries:
         return next(entries)
+
+
+async def _watched_async(store: shmstore.Store) -> shmstore.Entry:
+    async with store.watch_async(WORK, timeout=0.2) as entries:
+        return await anext(entries)
 
 
 def _a_moment_later(store: shmstore.Store) -> None:
@@ -141,7 +170,7 @@ def _outcomes(store: shmstore.Store) -> dict[str, Any]:
     return outcomes
 
 
-def _says_removed(outcomes: dict[str, Any], but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _says_removed(outcomes: dict[str, Any], but: Collection[str] = ()) -> None:
     for name, outcome in outcomes.items():
         if name in but:
             continue
@@ -313,7 +342,7 @@ def _read_only(root: str) -> dict[str, str]:
         try:
             action()
         except shmstore.WaitTimeout:
-            assert "wait" in name or name == "watch"
+            assert "wait" in name or "watch" in name
         except shmstore.StoreError as error:
             told[name] = f"{type(error).__name__}: {error}"
         except Exception as error:
@@ -329,5 +358,8 @@ def _read_only(root: str) -> dict[str, str]:
 def test_a_root_that_has_become_read_only(root: str) -> None:
     """What cannot be written is said to be so; nothing fails in the depths."""
     told = with_mounts(_read_only, f"{root}/mounted")
+    # Linux lets no mount become read-only while it has files open for writing: what was
+    # opened before goes on, and only who comes later is told.
+    assert "open" in told
     for what, sentence in told.items():
         assert "ead-only" in sentence or "removed" in sentence, f"{what}: {sentence}"

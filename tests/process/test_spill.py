@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ def _fill(store: shmstore.Store, count: int) -> dict[str, Any]:
     kept = {f"v{n}": _value(n) for n in range(count)}
     for n, (id, value) in enumerate(kept.items()):
         store.put("d", id, value, deps=[f"dep-{n}"])
-        time.sleep(0.001)  # so that their times differ
     return kept
 
 

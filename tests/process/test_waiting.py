@@ -534,7 +534,7 @@ def test_a_handler_inside_a_commit_does_not_wait_for_itself(
             ):
                 try:
                     look()
-                except BaseException as error:
+                except shmstore.StoreError as error:
                     caught.append(error)
 
     hook(wait_inside)
@@ -691,3 +691,26 @@ def test_a_position_and_a_timeout_can_be_pickled() -> None:
     position = waiting.Position(1 << 127, 5)
     assert pickle.loads(pickle.dumps(position)) == position
     assert shmstore.Position is waiting.Position
+
+
+def test_a_clear_between_the_look_and_the_sleep(
+    store: shmstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clear that rings just before a waiter falls asleep does not let it sleep on."""
+    monkeypatch.setattr(doorbell, "LONGEST_S", 3600.0)
+    monkeypatch.setattr(doorbell, "AHEAD_NS", 7200 * 10**9)
+    store.put("d", "y", 1)
+    wait = doorbell.wait
+    cleared: list[bool] = []
+
+    def late(*args: Any) -> None:
+        if not cleared:
+            cleared.append(store.clear("d").cleared)
+        wait(*args)
+
+    monkeypatch.setattr(doorbell, "wait", late)
+    waiting = Waiting(store.wait, "d", "x", 20)
+    until_asleep()
+    store.put("d", "x", "of the successor")
+    waiting.join(8)
+    assert waiting.result() == "of the successor"

@@ -481,3 +481,14 @@ def test_a_clear_in_the_middle_of_a_step(store: shmstore.Store) -> None:
         finally:
             crashpoints.hook = None
     assert steps == []
+
+
+def test_a_log_that_was_missed(store: shmstore.Store) -> None:
+    """What was put into a log that was replaced before the watch came to it is given."""
+    store.put("d", "filler", 0)
+    with store.watch("d") as watch:
+        compact(store)
+        store.put("d", "between", 1)
+        compact(store)
+        store.put("d", "last", 1)
+        assert [id for id in new_ids(watch) if id != "filler"] == ["between", "last"]
