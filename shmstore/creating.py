@@ -103,9 +103,5 @@ def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:
     homes = index.FIRST_HOMES
     index.create(directory, 1, generation, nothing, nothing, homes, "create", space.ledger)
     reserved = space.ledger.reserve(len(page))
-    try:
-        file = files.create_file(directory, names.MANIFEST)
+    with space.ledger.new_file(directory, names.MANIFEST, reserved) as file:
         files.write_all(file.fd, [bytes(page)])
-    finally:
-        # Also if it failed: a little too much is put right by the next recount.
-        space.ledger.settle(reserved)

@@ -20,8 +20,7 @@ from shmstore import files, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
-from shmstore.files import create_file, map_shared, write_all
-from shmstore.forked import here
+from shmstore.files import map_shared, write_all
 from shmstore.ledger import Ledger
 from shmstore.record import EMPTY, HOMES, INDEX_HEADER, INDEX_MAGIC, ROOM, SLOT, USED
 
@@ -197,18 +196,7 @@ def create(
     )
     head[USED * 8 : USED * 8 + 8] = len(hashes).to_bytes(8, "little")
     reserved = ledger.reserve(len(head) + table.nbytes, headroom)
-    file = None
-    try:
-        file = create_file(directory, names.index_name(number))
+    with ledger.new_file(directory, names.index_name(number), reserved) as file:
         reach(f"{during}:index-created")
         write_all(file.fd, [bytes(head), memoryview(table).cast("B")])
         reach(f"{during}:index-written")
-    except BaseException:
-        if not here.lost:
-            files.unlink(directory, names.index_name(number))
-            ledger.cancel(reserved)
-        raise
-    finally:
-        if file is not None:
-            file.close()
-    ledger.settle(reserved)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from shmstore import files, names
@@ -146,6 +147,28 @@ class Ledger:
         if here.lost:
             raise refused()
         self._control[USED] = left
+
+    @contextmanager
+    def new_file(
+        self, directory: Descriptor, name: str, reserved: Reservation
+    ) -> Iterator[Descriptor]:
+        """Makes a file for which bytes were reserved; removes it if writing it fails.
+
+        If the process dies inside, the file is left over, of a name that nobody uses.
+        """
+        file = None
+        try:
+            file = files.create_file(directory, name)
+            yield file
+        except BaseException:
+            if not here.lost:
+                files.unlink(directory, name)
+                self.cancel(reserved)
+            raise
+        finally:
+            if file is not None:
+                file.close()
+        self.settle(reserved)
 
     def unlink(self, directory: Descriptor, name: str, cut: tuple[int, int] | None = None) -> bool:
         """Removes a file that nobody needs, and gives it back; False if somebody was faster.

@@ -15,7 +15,7 @@ from shmstore import files, names, record
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, StoreFull
-from shmstore.files import create_file, map_shared, write_all
+from shmstore.files import map_shared, write_all
 from shmstore.forked import here, refused
 from shmstore.ledger import Ledger
 from shmstore.record import BASE, INDEXED, LOG_MAGIC, PAGE, SMALLEST, TAIL, Record, Totals, decode
@@ -230,19 +230,8 @@ def create(
     except StoreFull:
         more = RESERVE
         reserved = ledger.reserve(max(FIRST_SIZE, _whole_pages(end + more)))
-    file = None
-    try:
-        file = create_file(directory, names.log_name(number))
+    with ledger.new_file(directory, names.log_name(number), reserved) as file:
         reach(f"{during}:log-created")
         write_all(file.fd, [bytes(page), *body])
         os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + more)))
         reach(f"{during}:log-written")
-    except BaseException:
-        if not here.lost:
-            files.unlink(directory, names.log_name(number))
-            ledger.cancel(reserved)
-        raise
-    finally:
-        if file is not None:
-            file.close()
-    ledger.settle(reserved)

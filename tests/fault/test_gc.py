@@ -6,9 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import shmstore
 from shmstore import check, crashpoints, lock, namespace, pool, record, upkeep
 from tests import reading_files
+from tests.fault.enclosed import mount_tmpfs, with_mounts
 from tests.fault.killing import Child, Parent, call, kill_at
 from tests.fault.scenarios import KILLS, SCENARIOS, Scenario, begin, set_word
 
@@ -447,17 +446,8 @@ def test_half_made_control_pages_are_removed(root: str) -> None:
     assert store.gc().actions == ()
 
 
-@pytest.fixture
-def small(root: str) -> Iterator[str]:
-    """A root on a tmpfs of 2 MiB of its own; needs to be root."""
-    path = f"{root}/small"
-    os.mkdir(path)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
-
-
 def _put_into_what_the_dead_filled(root: str) -> None:
+    mount_tmpfs(root, 2 << 20)
     store = shmstore.Store(root)
     store.put("dag", "a", 1)
     while os.statvfs(root).f_bavail * 4096 > 600_000:
@@ -472,9 +462,9 @@ def _put_into_what_the_dead_filled(root: str) -> None:
     reading_files.check(root)
 
 
-def test_a_full_store_is_swept_before_it_says_so(small: str) -> None:
+def test_a_full_store_is_swept_before_it_says_so(root: str) -> None:
     """A put that finds no room frees what dead writers left, and then succeeds."""
-    call(_put_into_what_the_dead_filled, small)
+    with_mounts(_put_into_what_the_dead_filled, f"{root}/small")
 
 
 def test_gc_has_an_async_twin(root: str) -> None:

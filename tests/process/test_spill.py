@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import shmstore
 from shmstore import lookup, reading, relief, spill
 from tests import reading_files
+from tests.fault.enclosed import mount_tmpfs, with_mounts
 from tests.fault.killing import call
 
 _MIB = 1 << 20
@@ -177,18 +176,8 @@ def test_a_disk_that_is_gone_is_said_to_be(root: str, disk: str) -> None:
     assert np.array_equal(other.get("d", "v0"), kept["v0"])
 
 
-@pytest.fixture
-def full_disk(root: str) -> Iterator[str]:
-    """A file system of 4 MiB of its own; needs to be root."""
-    path = f"{root}/full"
-    os.mkdir(path)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
-
-
-def test_a_full_disk_is_store_full(root: str, full_disk: str) -> None:
-    """The error names both; everything is readable, and a delete makes room again."""
+def _fill_the_disk(root: str) -> None:
+    full_disk = mount_tmpfs(f"{root}/full", 4 * _MIB)
     store = shmstore.Store(f"{root}/own", capacity=6 * _MIB, spill=full_disk, pool=0)
     kept: dict[str, Any] = {}
     with pytest.raises(shmstore.StoreFull, match=r"capacity.*and of space in .*full"):
@@ -201,6 +190,11 @@ def test_a_full_disk_is_store_full(root: str, full_disk: str) -> None:
     store.delete_many("d", ["v0", list(kept)[-1]])
     store.put("d", "again", _value(50))
     assert store.check() == []
+
+
+def test_a_full_disk_is_store_full(root: str) -> None:
+    """The error names both; everything is readable, and a delete makes room again."""
+    with_mounts(_fill_the_disk, root)
 
 
 def test_another_directory_only_while_nothing_is_spilled(root: str, disk: str) -> None:
