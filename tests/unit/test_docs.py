@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -63,6 +64,56 @@ def test_the_table_of_deaths_names_every_crash_point() -> None:
         points = list(crashpoints.POINTS)
         named.update(points[points.index(first) : points.index(last) + 1])
     assert named == set(crashpoints.POINTS)
+
+
+def _shape() -> dict[str, int]:
+    """The rank of each module in the list of docs/design.md."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    shape = text.split("## The shape")[1].split("```")[1]
+    ranks: dict[str, int] = {}
+    rank = 0
+    for line in shape.strip().splitlines():
+        modules = re.findall(r"(\w+)\.py", line)
+        ranks |= dict.fromkeys(modules, rank)
+        if re.sub(r"\w+\.py|codecs/", "", line).strip():  # what the group is about ends it
+            rank += 1
+    return ranks
+
+
+def _imported(path: Path) -> set[str]:
+    """The project's modules that a module imports as it is loaded."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "shmstore":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shmstore."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def test_imports_point_down_the_list_of_modules() -> None:
+    """docs/design.md lists every module, and none imports one that stands above it."""
+    ranks = _shape()
+    modules = {path.stem: path for path in (ROOT / "shmstore").glob("*.py")}
+    assert set(ranks) == set(modules) - {"__init__", "__main__"}
+    assert len(set(ranks.values())) > 8
+    for name, rank in ranks.items():
+        above = {one for one in _imported(modules[name]) if ranks.get(one, rank) < rank}
+        assert not above, f"{name} imports {above}"
+
+
+def test_the_tests_that_stand_for_the_guarantees_exist() -> None:
+    """docs/guarantees.md names files and tests that there are."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    named = re.findall(r"`(?:[\w/{},]*/)?(test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    files = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+    for name, test in named:
+        assert name in files, name
+        assert not test or f"def {test}(" in files[name].read_text(), f"{name}::{test}"
+    for path in re.findall(r"`((?:tools|tests)/[\w/]+(?:\.py)?)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_format_page_states_the_version_and_the_magics() -> None:
