@@ -713,4 +713,5 @@ def test_a_clear_between_the_look_and_the_sleep(
     until_asleep()
     store.put("d", "x", "of the successor")
     waiting.join(8)
+    assert not waiting.is_alive(), "sleeps on"
     assert waiting.result() == "of the successor"
