@@ -26,8 +26,6 @@ from shmstore.forked import refused
 #: Below this, a write(2) is as fast as making and keeping a mapping.
 SMALLEST = 1 << 20
 
-#: Bytes copied between two looks whether the claim still holds.
-_STEP = 16 << 20
 _MOST_MAPPINGS = 8
 _MOST_BYTES = 2 << 30
 _POPULATED = mmap.MAP_SHARED | mmap.MAP_POPULATE
@@ -61,27 +59,37 @@ def fill(
         mapping = _map(directory, name, file, nbytes)
         if mapping is None:
             return False
-    target = np.frombuffer(mapping, dtype=np.uint8)
+    try:
+        # Holds the claim for as long as the copy takes, also if user code closes the file.
+        claim = mmap.mmap(file.fd, 1, mmap.MAP_SHARED, mmap.PROT_READ, **UNTRACKED)
+    except OSError:
+        return False
+    try:
+        if not file.ours():
+            raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
+        _copy(np.frombuffer(mapping, dtype=np.uint8), parts, file)
+    finally:
+        claim.close()
+    _keep((file.device, file.inode), mapping)
+    return True
+
+
+def _copy(
+    target: np.typing.NDArray[np.uint8], parts: Sequence[memoryview | bytes], file: Descriptor
+) -> None:
     copy = np.copyto
     at = 0
     for part in parts:
         if not len(part):
             continue
         source = np.frombuffer(part, dtype=np.uint8)
-        for start in range(0, len(source), _STEP):
-            piece = source[start : start + _STEP]
-            place = target[at : at + len(piece)]
-            at += len(piece)
-            # User code may have closed the descriptor, and the claim with it.
-            if not file.ours():
-                raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
-            # A child that a signal handler forked comes back to here, with the claim closed.
-            if file.fd < 0:
-                raise refused()
-            copy(place, piece)
-    del target
-    _keep((file.device, file.inode), mapping)
-    return True
+        place = target[at : at + len(source)]
+        at += len(source)
+        # A child that a signal handler forked comes back to here, with the claim closed.
+        if file.fd < 0:
+            raise refused()
+        # In one piece: pieces of 16 or 64 MiB take almost twice as long in all.
+        copy(place, source)
 
 
 def _map(directory: Descriptor, name: str, file: Descriptor, nbytes: int) -> mmap.mmap | None:

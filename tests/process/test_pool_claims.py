@@ -481,6 +481,38 @@ def _close_under_a_reuse(root: str, place: str, point: str) -> None:
     assert has(store, "b", 2)
 
 
+def _close_during_the_copy(root: str) -> None:
+    store = shmstore.Store(root)
+    space = store._dags.space
+    empty_one(store, 1024)
+    ((name, _, _),) = pool.listed(space)
+    copy, looked = np.copyto, []
+
+    def close_and_copy(target: Any, source: Any) -> None:
+        ours = [one for one in gc.get_objects() if isinstance(one, Descriptor) and one.fd >= 0]
+        (fd,) = [o.fd for o in ours if os.readlink(f"/proc/self/fd/{o.fd}").endswith(name)]
+        os.close(fd)
+        looked.append(pool.take(space.pool, name))
+        copy(target, source)
+
+    np.copyto = close_and_copy
+    try:
+        with pytest.raises(shmstore.StoreError):
+            store.put("d", "a", big(1, 1024))
+    finally:
+        np.copyto = copy
+    assert looked == [None], "another writer may have it while this one writes"
+    assert not store.has_value("d", "a")
+    store.put("d", "b", big(2, 1024))
+    assert has(store, "b", 2)
+
+
+def test_a_claim_lasts_as_long_as_the_copy(root: str) -> None:
+    """User code that closes the claimed file in the middle of a copy lets nobody else in."""
+    call(_close_during_the_copy, root)
+    reading_files.check(root)
+
+
 @pytest.mark.parametrize("point", ["pool:claimed", "pool:written"])
 def test_a_claim_that_user_code_closes_stores_nothing(root: str, point: str) -> None:
     """With the claimed file's number closed and reused, the put fails and harms no file."""
