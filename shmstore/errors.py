@@ -9,9 +9,15 @@
     ├─ StoreClosed                  used after close(), or while the interpreter ends
     ├─ StoreBusy (TimeoutError)     the holder of a lock did not let go
     ├─ WaitTimeout (TimeoutError)   what was waited for was not stored in time
+    │  └─ FetchTimeout              nor brought here from another host; also a RemoteError
     ├─ CorruptValue                 stored bytes fail a check
+    ├─ UnsafeValue                  a value of another host that needs what is not allowed
     ├─ Unserializable (TypeError)   a value that cannot be stored, or not be rebuilt here
-    └─ UnusableRoot (ValueError)    the place of the store is not fit for one
+    ├─ UnusableRoot (ValueError)    the place of the store is not fit for one
+    └─ RemoteError                  another host is needed, and it cannot be had
+       ├─ NodeNotRunning            there is no node on this host
+       ├─ NodeUnreachable           the node that has the value does not answer
+       └─ RegistryUnavailable       NATS, or its JetStream, cannot be reached
 
 Each error keeps its facts as fields, says one full sentence as ``str``, and
 survives pickling, so that a worker's error reaches its parent whole. Mistakes of
@@ -26,11 +32,17 @@ from typing import Any
 __all__ = [
     "CorruptValue",
     "EntryExists",
+    "FetchTimeout",
+    "NodeNotRunning",
+    "NodeUnreachable",
     "NotFound",
+    "RegistryUnavailable",
+    "RemoteError",
     "StoreBusy",
     "StoreClosed",
     "StoreError",
     "StoreFull",
+    "UnsafeValue",
     "Unserializable",
     "UnusableRoot",
     "WaitTimeout",
@@ -67,16 +79,23 @@ class StoreError(Exception):
 
 
 class NotFound(StoreError, KeyError):
-    """No value is stored under this id."""
+    """No value is stored under this id.
+
+    Attributes:
+        dag_id: The DAG.
+        id: The value.
+        where: Where it was looked for.
+    """
 
     dag_id: str
     id: str
+    where: str
 
-    def __init__(self, dag_id: str, id: str) -> None:
-        super().__init__(dag_id=dag_id, id=id)
+    def __init__(self, dag_id: str, id: str, where: str = "on this host") -> None:
+        super().__init__(dag_id=dag_id, id=id, where=where)
 
     def _sentence(self) -> str:
-        return f"DAG {self.dag_id!r} has no value {self.id!r} on this host."
+        return f"DAG {self.dag_id!r} has no value {self.id!r} {self.where}."
 
 
 class EntryExists(StoreError):
@@ -269,3 +288,136 @@ class UnusableRoot(StoreError, ValueError):
 
     def _sentence(self) -> str:
         return f"{self.path} cannot hold a store: {self.why}."
+
+
+class UnsafeValue(StoreError):
+    """A value that came from another host, and needs what such values may not use.
+
+    Its bytes stay readable with ``get_buffer``.
+
+    Attributes:
+        what: What decoding it asked for, as "module.name" or in words.
+        dag_id: The DAG, if known.
+        id: The value, if known.
+        origin: The node that it came from, if known.
+    """
+
+    what: str
+    dag_id: str | None
+    id: str | None
+    origin: str | None
+
+    def __init__(
+        self,
+        what: str,
+        dag_id: str | None = None,
+        id: str | None = None,
+        origin: str | None = None,
+    ) -> None:
+        super().__init__(what=what, dag_id=dag_id, id=id, origin=origin)
+
+    def _sentence(self) -> str:
+        subject = "A value" if self.id is None else f"Value {self.id!r} of DAG {self.dag_id!r}"
+        source = "another host" if self.origin is None else f"node {self.origin!r}"
+        return (
+            f"{subject} came from {source} and needs {self.what}, which is not allowed to such "
+            "values; if it is a class of your own that you trust, name it in Store(allow=[...])."
+        )
+
+
+class RemoteError(StoreError):
+    """Another host is needed, and it cannot be had. What is stored here is not touched."""
+
+    def _sentence(self) -> str:
+        return "Another host is needed, and it cannot be had."
+
+
+class NodeNotRunning(RemoteError):
+    """There is no node on this host, through which others are reached.
+
+    Attributes:
+        root: The store's root.
+        namespace: The store's namespace.
+        why: What came up when it was looked for or started, if anything.
+    """
+
+    root: str
+    namespace: str
+    why: str | None
+
+    def __init__(self, root: str, namespace: str, why: str | None = None) -> None:
+        super().__init__(root=root, namespace=namespace, why=why)
+
+    def _sentence(self) -> str:
+        because = f" ({self.why})" if self.why else ""
+        return (
+            f"No node is running for namespace {self.namespace!r} in {self.root}{because}; start "
+            f"one with `shmstore node --nats URL --root {self.root} "
+            f"--namespace {self.namespace}`, or give Store(nats=URL)."
+        )
+
+
+class NodeUnreachable(RemoteError):
+    """A node that is needed does not answer.
+
+    Attributes:
+        node: Its name.
+        why: How that shows, a clause without a full stop.
+        dag_id: The DAG of the value that was asked for, if any.
+        id: The value that was asked for, if any.
+    """
+
+    node: str
+    why: str
+    dag_id: str | None
+    id: str | None
+
+    def __init__(
+        self, node: str, why: str, dag_id: str | None = None, id: str | None = None
+    ) -> None:
+        super().__init__(node=node, why=why, dag_id=dag_id, id=id)
+
+    def _sentence(self) -> str:
+        wanted = f", which has value {self.id!r} of DAG {self.dag_id!r}," if self.id else ""
+        return f"Node {self.node!r}{wanted} cannot be reached: {self.why}."
+
+
+class RegistryUnavailable(RemoteError):
+    """NATS or its JetStream, which tell where values are, cannot be reached.
+
+    Attributes:
+        why: How that shows, a clause without a full stop.
+        server: The server's address, without credentials, if known.
+    """
+
+    why: str
+    server: str | None
+
+    def __init__(self, why: str, server: str | None = None) -> None:
+        super().__init__(why=why, server=server)
+
+    def _sentence(self) -> str:
+        at = f" at {self.server}" if self.server else ""
+        return f"The registry{at} cannot be reached: {self.why}."
+
+
+class FetchTimeout(WaitTimeout, RemoteError):
+    """A value was not brought here from another host in time.
+
+    Attributes:
+        dag_id: The DAG.
+        ids: The values that are still missing.
+        waited_s: Seconds waited.
+        stage: How far it got, a clause without a full stop.
+    """
+
+    stage: str
+
+    def __init__(
+        self, dag_id: str, ids: tuple[str, ...], waited_s: float, stage: str = "nothing came"
+    ) -> None:
+        super().__init__(dag_id, ids, waited_s)
+        self._facts["stage"] = self.stage = stage
+
+    def _sentence(self) -> str:
+        return f"{super()._sentence().removesuffix('.')}; {self.stage}."
