@@ -91,11 +91,9 @@ def _leave(space: Namespace, present: str, path: str) -> None:
     """Removes the directory that the namespace has, if there is no value in it."""
     try:
         for name in _generations(present):
-            os.rmdir(os.path.join(present, name))
+            _rmdir(os.path.join(present, name))
         # Fails if a DAG has a directory in it again.
-        os.rmdir(present)
-    except FileNotFoundError:
-        pass
+        _rmdir(present)
     except OSError as error:
         raise UnusableRoot(
             path,
@@ -104,6 +102,14 @@ def _leave(space: Namespace, present: str, path: str) -> None:
         ) from error
     try:
         os.unlink(present + _OWNER)
+    except FileNotFoundError:
+        pass
+
+
+def _rmdir(path: str) -> None:
+    """Removes an empty directory. It may be gone: who clears a DAG removes its own."""
+    try:
+        os.rmdir(path)
     except FileNotFoundError:
         pass
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import lookup, reading, relief, spill
+from shmstore import lookup, names, reading, relief, spill
 from tests import reading_files
 from tests.fault.enclosed import mount_tmpfs, with_mounts
 from tests.fault.killing import call
@@ -209,6 +209,40 @@ def test_another_directory_only_while_nothing_is_spilled(root: str, disk: str) -
     store.clear("d")
     assert str(shmstore.Store(root, spill=f"{disk}-2").stats().spill).startswith(f"{disk}-2/")
     assert os.listdir(disk) == []
+
+
+def test_a_dag_cleared_meanwhile_does_not_take_the_directory_from_others(
+    root: str, disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one DAG's directory vanishes as it is looked at says nothing of the values of others."""
+    store = shmstore.Store(root, spill=disk)
+    for dag_id in ("d", "other"):
+        store.put(dag_id, "v", _value(1))
+        manifest = lookup.find_dag(store._dags.space, dag_id)
+        assert manifest is not None
+        record = reading.find(manifest, b"v")
+        assert record is not None
+        assert relief.spill_one(manifest, record)
+        generation = manifest.generation
+    gone = names.generation_name(generation)
+    remove, listed = spill.remove_generation, spill._generations
+    with monkeypatch.context() as stopped:  # a clearer that is as far as this
+        stopped.setattr(spill, "remove_generation", lambda *_: None)
+        store.clear("other")
+
+    def cleared_after_listing(path: str) -> list[str]:
+        found = sorted(listed(path), key=lambda name: name != gone)
+        assert found[0] == gone
+        assert len(found) == 2
+        monkeypatch.setattr(spill, "_generations", listed)
+        remove(store._dags.space, generation)
+        return found
+
+    monkeypatch.setattr(spill, "_generations", cleared_after_listing)
+    with pytest.raises(shmstore.UnusableRoot, match="has values spilled"):
+        shmstore.Store(root, spill=f"{disk}-2")
+    assert np.array_equal(call(lambda: shmstore.Store(root).get("d", "v", mode="copy")), _value(1))
+    assert store.check() == []
 
 
 def test_a_namespace_made_anew_removes_what_its_place_had(root: str, disk: str) -> None:
