@@ -30,7 +30,7 @@ from shmstore import (
 )
 from shmstore.audit import Kept, LogRead
 from shmstore.errors import CorruptValue, StoreError, UnusableRoot
-from shmstore.forked import here
+from shmstore.forked import Again, here
 from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
 from shmstore.log import Log
@@ -233,7 +233,7 @@ def _audited(manifest: Manifest) -> list[Finding]:
     return found
 
 
-class _Outrun(Exception):
+class _Outrun(Again):
     """The log was compacted as it was looked through."""
 
 

@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest as checksum
 from shmstore import compaction, crashpoints, doorbell, recovery
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, EntryExists, NotFound
-from shmstore.forked import here, refused
+from shmstore.forked import Again, here, refused
 from shmstore.index import IndexDamagedError, IndexFullError
 from shmstore.lock import LockLost
 from shmstore.log import RESERVE
@@ -66,7 +66,7 @@ SEGMENT: Final = 8
 WRITTEN: Final = 9
 
 
-class Replaced(Exception):
+class Replaced(Again):
     """The value is no longer the one that the change was decided for."""
 
 

@@ -28,6 +28,14 @@ class _Here:
 here = _Here()
 
 
+class Again(Exception):
+    """Base of what says, within a change, that it is to be looked again.
+
+    A child that has lost its parent's lock may meet it, like any contradiction, in what
+    others are changing: to look again would be to make its parent's change once more.
+    """
+
+
 def refused() -> StoreBusy:
     """What a step raises that the child must not take."""
     return StoreBusy("a change", 0.0, "the parent, which forked in the middle of it")

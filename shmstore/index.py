@@ -21,6 +21,7 @@ from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue
 from shmstore.files import map_shared, write_all
+from shmstore.forked import Again
 from shmstore.ledger import Ledger
 from shmstore.record import EMPTY, HOMES, INDEX_HEADER, INDEX_MAGIC, ROOM, SLOT, USED
 
@@ -30,11 +31,11 @@ _TAG = np.uint64(65521)
 _WORDS = Any  # an array of uint64
 
 
-class IndexDamagedError(Exception):
+class IndexDamagedError(Again):
     """The index contradicts itself or the log; it can be rebuilt from the log."""
 
 
-class IndexFullError(Exception):
+class IndexFullError(Again):
     """A chain has come to the end of the slots: the index is to be grown."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 from collections.abc import Callable
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -26,8 +27,8 @@ from weakref import WeakSet
 
 from shmstore import descriptor, holder
 from shmstore.descriptor import Descriptor
-from shmstore.errors import StoreBusy, StoreClosed
-from shmstore.forked import here
+from shmstore.errors import StoreBusy, StoreClosed, StoreError
+from shmstore.forked import Again, here, refused
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -73,8 +74,13 @@ _all: WeakSet[Lock] = WeakSet()
 _forking: dict[int, int] = {}
 
 
-class LockLost(Exception):
+class LockLost(Again):
     """The lock's file is gone or its descriptor is no longer ours: reopen by path."""
+
+
+# What a child that was forked inside may stumble over. Exceptions of the user's, from the
+# handler that forked, pass.
+_STRAYED = (Again, StoreError, OSError, LookupError, ValueError, struct.error)
 
 
 class Lock:
@@ -117,8 +123,9 @@ class Lock:
         next holder puts things right.
 
         Raises:
-            StoreBusy: The holder did not let go for ``TIMEOUT_S``, or the calling
-                thread is already inside a locked section.
+            StoreBusy: The holder did not let go for ``TIMEOUT_S``, the calling thread
+                is already inside a locked section, or this is a child that was forked
+                in the middle of one.
             StoreClosed: The interpreter is shutting down.
             LockLost: The lock's file is no longer at its place.
 
@@ -156,9 +163,17 @@ class Lock:
                 self._look_at = now + _LOOK_EVERY_S
                 if self.noted is not None and not here.lost:
                     self.noted[0] = clock_gettime_ns(CLOCK_BOOTTIME)
-            return body(argument)
-        except OSError as error:
-            if self._descriptor is not None and not self._descriptor.intact():
+            result = body(argument)
+            if not here.lost:
+                return result
+            raise refused()
+        except _STRAYED as error:
+            if here.lost and not isinstance(error, StoreBusy):
+                # A child without the lock has looked at what others were changing. What it
+                # found is worth nothing, and no reason to try again once it has the lock.
+                raise refused() from error
+            held = self._descriptor
+            if isinstance(error, OSError) and held is not None and not held.intact():
                 raise LockLost from error
             raise
         finally:

@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 from shmstore import doorbell, files, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, UnusableRoot
-from shmstore.forked import here, refused
+from shmstore.forked import Again, here, refused
 from shmstore.index import Index, IndexDamagedError
 from shmstore.lock import Lock, LockLost
 from shmstore.log import Log
@@ -33,7 +33,7 @@ _RETRIES = 64
 _LOOK_EVERY_S = 0.001
 
 
-class Superseded(Exception):
+class Superseded(Again):
     """This DAG was cleared, or its files are no longer at their place: reopen by path."""
 
 

@@ -89,6 +89,9 @@ def _redo(manifest: Manifest, view: View, freed: list[Retired]) -> View:
             if old and old != offset and (old_words[(old >> 3) + LENGTH_WORD] >> 32) & 0xFF == PUT:
                 segment = old_words[(old >> 3) + SEGMENT_WORD]
                 if segment:
+                    if here.lost:
+                        # What a child finds without the lock may be the newest value.
+                        raise refused()
                     head = old_words[(old >> 3) + LENGTH_WORD]
                     nbytes = old_words[(old >> 3) + NBYTES_WORD]
                     freed.append((segment, nbytes, head >> FLAGS_SHIFT))

@@ -22,6 +22,7 @@ from shmstore import cgroup, maps, names
 from shmstore.descriptor import Descriptor, open_descriptor, spare
 from shmstore.errors import CorruptValue, StoreFull
 from shmstore.files import UNTRACKED
+from shmstore.forked import Again
 from shmstore.lock import between_forks
 
 READ, COW, COPY = "read", "cow", "copy"
@@ -38,7 +39,7 @@ _mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
 _turn = threading.RLock()  # held between forks only
 
 
-class SegmentGone(Exception):
+class SegmentGone(Again):
     """The segment has no name any more, or is being reclaimed: look the value up again."""
 
 

@@ -91,10 +91,12 @@ def _prepare(
         rest = middle(key, meta, payload)
     else:
         rest = middle(key, meta)
-        number = names.new_segment_number()
-        location = names.segment_name(number)
         space = dags.space
         written = writing.write(space, parts, nbytes, space.directory)
+        # After it: a child that is forked from here on has no open file that it could give
+        # the same name, one forked before has a number of its own.
+        number = names.new_segment_number()
+        location = names.segment_name(number)
     now = time_ns()
     changes.append(
         (PUT, codec, 0, key, key_hash(key), len(meta), rest, nbytes, number, written, now)

@@ -1,0 +1,119 @@
+"""A child forked in the middle of a change, which goes on long after: it takes nothing along."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmstore
+from shmstore import crashpoints
+from tests import reading_files
+from tests.fault.killing import DEADLINE_S, kill_at
+from tests.process.errands import large
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
+
+@contextmanager
+def forked_at(point: str, change: Callable[[], Any]) -> Iterator[Callable[[], str]]:
+    """Makes a change; at a crash point of it a child is forked that stands still there.
+
+    Yields:
+        Lets the child go on, waits for its end, and gives what it was told.
+    """
+    go_on, let_go = os.pipe()
+    told, tell = os.pipe()
+    parent = os.getpid()
+    pids: list[int] = []
+
+    def fork(name: str) -> None:
+        if name == point and not pids:
+            pids.append(os.fork())
+            if not pids[0]:
+                crashpoints.hook = None
+                signal.alarm(int(DEADLINE_S))  # should the parent fail
+                os.close(let_go)
+                os.read(go_on, 1)
+
+    def go() -> str:
+        os.write(let_go, b"!")
+        os.waitpid(pids.pop(), 0)
+        return os.read(told, 999).decode()
+
+    crashpoints.hook = fork
+    outcome = "done"
+    try:
+        change()
+    except BaseException as error:
+        outcome = repr(error)
+        if os.getpid() == parent:
+            raise
+    finally:
+        crashpoints.hook = None
+        if os.getpid() != parent:
+            os.write(tell, outcome.encode())
+            os._exit(0)
+    assert pids, f"{point} was not reached"
+    try:
+        yield go
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for fd in (go_on, let_go, told, tell):
+            os.close(fd)
+
+
+def test_a_child_that_redoes_late_frees_no_newer_value(root: str) -> None:
+    """What a child sees replaced, without the lock, may be the newest: it frees nothing."""
+    dead = shmstore.Store(root)
+    dead.put_many("d", {"a": large(1), "b": large(2)})
+    kill_at("commit:tail", 1, dead.put_many, "d", {"a": large(3), "b": large(4)})
+    store = shmstore.Store(root)
+    with forked_at("redo:slot", lambda: store.put("d", "c", large(5))) as go:
+        store.put("d", "b", large(6))
+        told = go()
+    assert "StoreBusy" in told
+    assert np.array_equal(shmstore.Store(root).get("d", "b"), large(6))
+    reading_files.check(root)
+
+
+def clear(store: shmstore.Store) -> None:
+    """Ends the DAG; another comes after it."""
+    store.clear("d")
+
+
+def lengthen(store: shmstore.Store) -> None:
+    """Makes the log longer than whoever has it mapped knows, and the index anew."""
+    store.put_many("d", {f"more/{number}": "x" * 9000 for number in range(300)})
+
+
+CHANGES: dict[str, Callable[[shmstore.Store], Any]] = {
+    "put": lambda store: store.put("d", "a", "old"),
+    "put_many": lambda store: store.put_many("d", {"a": "old", "b": "old"}),
+    "delete": lambda store: store.delete("d", "a"),
+}
+
+
+@pytest.mark.parametrize("meanwhile", [clear, lengthen])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_child_makes_no_change_of_its_parent_again(
+    root: str, change: str, meanwhile: Callable[[shmstore.Store], None]
+) -> None:
+    """Whatever a child finds on coming back into a change, it is refused, and changes nothing."""
+    store = shmstore.Store(root)
+    store.put_many("d", {"a": "first", "b": "first"})
+    with forked_at("commit:locked", lambda: CHANGES[change](store)) as go:
+        meanwhile(store)
+        store.put("d", "a", "new")
+        told = go()
+    assert "StoreBusy" in told
+    other = shmstore.Store(root)
+    assert other.get("d", "a") == "new"
+    reading_files.check(root)
