@@ -175,7 +175,9 @@ def newest(seen: Moment) -> tuple[Log, _WORDS]:
     log = seen.view.cover(last)
     if last > log.size:
         raise IndexDamagedError("a slot points behind the log")
-    return log, offsets
+    # And whole: the last one may begin in what is mapped and end in what was added since.
+    end = last - SMALLEST + (log.words[(last - SMALLEST >> 3) + LENGTH_WORD] & 0xFFFFFFFF)
+    return seen.view.cover(end) if end > log.size else log, offsets
 
 
 def _newest_by_log(seen: Moment) -> _WORDS:

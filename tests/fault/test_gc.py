@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import check, crashpoints, lock, namespace, pool, record, upkeep
+from shmstore import (
+    check,
+    crashpoints,
+    lock,
+    lookup,
+    namespace,
+    pool,
+    record,
+    survey,
+    upkeep,
+)
 from tests import reading_files
 from tests.fault.enclosed import mount_tmpfs, with_mounts
 from tests.fault.killing import Child, Parent, call, kill_at
@@ -507,3 +517,18 @@ def test_a_log_that_somebody_has_mapped_is_never_cut(root: str) -> None:
         assert left in [action.name for action in shmstore.Store(root).gc().actions]
         child.send()
         assert child.receive() == b"read"
+
+
+def test_a_log_that_grows_under_a_sweep_is_not_called_damaged(root: str) -> None:
+    """A record that begins in what a sweep has mapped, and ends in what was added, is sound."""
+    store = shmstore.Store(root)
+    store.put("d", "first", 1)
+    manifest = lookup.find_dag(store._dags.space, "d")
+    assert manifest is not None
+    seen = manifest.guarded(survey.moment, manifest, redo=True)
+    while (tail := seen.log.words[record.TAIL]) < seen.log.size - 1500:
+        store.put("d", f"at {tail}", "x" * 1000)
+    store.put("d", "across", "x" * 9000)
+    assert manifest.control[record.CURRENT] == seen.current, "in the same file"
+    assert survey.records_sound(seen)
+    assert len(survey.newest(seen)[1]) == store.count("d")
