@@ -66,10 +66,10 @@ def test_the_table_of_deaths_names_every_crash_point() -> None:
     assert named == set(crashpoints.POINTS)
 
 
-def _shape() -> dict[str, int]:
-    """The rank of each module in the list of docs/design.md."""
+def _shape(heading: str) -> dict[str, int]:
+    """The rank of each module in a list of docs/design.md."""
     text = (ROOT / "docs" / "design.md").read_text()
-    shape = text.split("## The shape")[1].split("```")[1]
+    shape = text.split(f"{heading}\n")[1].split("```")[1]
     ranks: dict[str, int] = {}
     rank = 0
     for line in shape.strip().splitlines():
@@ -80,27 +80,37 @@ def _shape() -> dict[str, int]:
     return ranks
 
 
-def _imported(path: Path) -> set[str]:
-    """The project's modules that a module imports as it is loaded."""
+def _imported(path: Path, package: str) -> set[str]:
+    """The modules of a package that a module imports as it is loaded."""
     tree = ast.parse(path.read_text())
     found: set[str] = set()
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "shmstore":
+        if isinstance(node, ast.ImportFrom) and node.module == package:
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shmstore."):
-            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            found.add(str(node.module).removeprefix(f"{package}.").split(".")[0])
     return found
+
+
+def _hold_to_the_list(heading: str, folder: Path, package: str, groups: int) -> None:
+    ranks = _shape(heading)
+    modules = {path.stem: path for path in folder.glob("*.py")}
+    assert set(ranks) == set(modules) - {"__init__", "__main__"}
+    assert len(set(ranks.values())) > groups
+    for name, rank in ranks.items():
+        imported = _imported(modules[name], package)
+        above = {one for one in imported if ranks.get(one, rank) < rank}
+        assert not above, f"{name} imports {above}"
 
 
 def test_imports_point_down_the_list_of_modules() -> None:
     """docs/design.md lists every module, and none imports one that stands above it."""
-    ranks = _shape()
-    modules = {path.stem: path for path in (ROOT / "shmstore").glob("*.py")}
-    assert set(ranks) == set(modules) - {"__init__", "__main__"}
-    assert len(set(ranks.values())) > 8
-    for name, rank in ranks.items():
-        above = {one for one in _imported(modules[name]) if ranks.get(one, rank) < rank}
-        assert not above, f"{name} imports {above}"
+    _hold_to_the_list("## The shape", ROOT / "shmstore", "shmstore", 8)
+
+
+def test_imports_of_the_node_point_down_their_list() -> None:
+    """docs/design.md lists the node's modules, and none imports one that stands above it."""
+    _hold_to_the_list("### The node", ROOT / "shmstore" / "node", "shmstore.node", 4)
 
 
 def test_the_tests_that_stand_for_the_guarantees_exist() -> None:
