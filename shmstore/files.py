@@ -24,8 +24,8 @@ from shmstore.forked import here, refused
 UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _MOST_PARTS = 1024  # IOV_MAX on Linux
-# After so many bytes of one write, what is free is looked at again: others write, too.
-_STRIDE = 64 << 20
+#: After so many bytes of one write, what is free is looked at again: others write, too.
+STRIDE = 64 << 20
 
 #: What a system call says when something has run out, and the words for it.
 EXHAUSTED = {
@@ -94,19 +94,19 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     """
     end = at + sum(map(len, parts))
     pending = list(parts)
-    if end - at > _STRIDE:
+    if end - at > STRIDE:
         pending = [
-            memoryview(part)[start : start + _STRIDE]
+            memoryview(part)[start : start + STRIDE]
             for part in parts
-            for start in range(0, len(part), _STRIDE)
+            for start in range(0, len(part), STRIDE)
         ]
     first = 0
     checked = at
     while first < len(pending):
         now = pending[first : first + _MOST_PARTS]
-        if end - checked > _STRIDE:
-            if at - checked >= _STRIDE:
-                _check_rest(fd, end)
+        if end - checked > STRIDE:
+            if at - checked >= STRIDE:
+                check_rest(fd, end)
                 checked = at
             now = _up_to_stride(now)
         if here.lost:
@@ -126,12 +126,12 @@ def _up_to_stride(pieces: list[memoryview | bytes]) -> list[memoryview | bytes]:
     size = 0
     for count, piece in enumerate(pieces):
         size += len(piece)
-        if size > _STRIDE and count:
+        if size > STRIDE and count:
             return pieces[:count]
     return pieces
 
 
-def _check_rest(fd: int, end: int) -> None:
+def check_rest(fd: int, end: int) -> None:
     """Raises StoreFull if the file cannot grow to ``end``; what it has it keeps."""
     status = os.fstat(fd)
     missing = end - status.st_blocks * 512

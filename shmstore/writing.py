@@ -1,5 +1,7 @@
 """A payload on its way into a segment: written before the lock, given its name under it.
 
+It is written at once (``write``), or piece by piece as it comes in (``begin``).
+
 New memory has no name until then (``O_TMPFILE``): if its writer dies, the kernel frees
 it. Reused memory (``pool``) has the name of an emptied segment until then, and its
 writer's exclusive lock: if the writer dies, it is an emptied segment again.
@@ -35,20 +37,61 @@ class Written:
     of a capacity stays too high until the process ends or calls ``end``.
     """
 
-    __slots__ = ("_claimed", "_file", "_named", "_reserved", "_space")
+    __slots__ = ("_check_at", "_claimed", "_file", "_named", "_nbytes", "_reserved", "_space")
 
     def __init__(
         self,
         space: Namespace,
         file: Descriptor,
+        nbytes: int,
         reserved: Reservation | None,
         claimed: str | None = None,
     ) -> None:
         self._space = space
         self._file = file
+        self._nbytes = nbytes
         self._reserved = reserved
         self._claimed = claimed
         self._named = False
+        self._check_at = files.STRIDE
+
+    def fill(self, parts: Sequence[memoryview | bytes]) -> None:
+        """Writes the whole payload.
+
+        Raises:
+            StoreFull: There is no room for it.
+            OSError: Also if there is none.
+        """
+        if self._claimed is None:
+            files.write_all(self._file.fd, parts)
+            reach("segment:written")
+            return
+        nbytes = self._nbytes
+        # What was shorter has been claimed to be written anew, not to be mapped.
+        if not (
+            nbytes >= warm.SMALLEST
+            and self._file.size >= nbytes
+            and not here.lost
+            and warm.fill(self._space.pool, self._claimed, self._file, parts, nbytes)
+        ):
+            files.write_all(self._file.fd, parts)
+        reach("pool:written")
+
+    def write_at(self, at: int, piece: memoryview | bytes) -> None:
+        """Writes a piece of the payload, in any order. Whoever begins must write it all.
+
+        Raises:
+            StoreFull: There is no room for the rest.
+        """
+        if not 0 <= at <= at + len(piece) <= self._nbytes:
+            raise ValueError(f"{len(piece):,} bytes at {at:,} are not within {self._nbytes:,}")
+        try:
+            if at >= self._check_at:
+                self._check_at = at + files.STRIDE
+                files.check_rest(self._file.fd, self._nbytes)
+            files.write_all(self._file.fd, (piece,), at)
+        except OSError as error:
+            raise _converted(error, self._nbytes, self._file) from error
 
     def name(self, directory: Descriptor, name: str) -> None:
         """Gives it its name in a directory. Under the DAG's lock, before the commit point.
@@ -126,15 +169,41 @@ def write(
         StoreFull: There is no room for it.
     """
     try:
-        if nbytes >= pool.SMALLEST and directory is space.directory:
-            claimed = pool.claim(space, nbytes)
-            if claimed is not None:
-                return _reuse(space, claimed, parts, nbytes)
-        return _write_new(space, parts, nbytes, directory)
+        written = _begin(space, nbytes, directory)
+        try:
+            written.fill(parts)
+        except BaseException:
+            written.end()
+            raise
     except TimeoutError:
         raise  # StoreBusy
     except OSError as error:
         raise _converted(error, nbytes, directory) from error
+    return written
+
+
+def begin(space: Namespace, nbytes: int) -> Written:
+    """A segment of shared memory for a payload that comes in pieces (``Written.write_at``).
+
+    If the process dies before it is committed, it is freed, or in the pool as before.
+
+    Raises:
+        StoreFull: There is no room for it.
+    """
+    try:
+        return _begin(space, nbytes, space.directory)
+    except TimeoutError:
+        raise  # StoreBusy
+    except OSError as error:
+        raise _converted(error, nbytes, space.directory) from error
+
+
+def _begin(space: Namespace, nbytes: int, directory: Descriptor) -> Written:
+    if nbytes >= pool.SMALLEST and directory is space.directory:
+        claimed = pool.claim(space, nbytes)
+        if claimed is not None:
+            return _reuse(space, claimed, nbytes)
+    return _make(space, nbytes, directory)
 
 
 def _converted(error: OSError, nbytes: int, place: Descriptor) -> Exception:
@@ -142,11 +211,8 @@ def _converted(error: OSError, nbytes: int, place: Descriptor) -> Exception:
     return full or UnusableRoot("the namespace", str(error))
 
 
-def _write_new(
-    space: Namespace, parts: Sequence[memoryview | bytes], nbytes: int, directory: Descriptor
-) -> Written:
+def _make(space: Namespace, nbytes: int, directory: Descriptor) -> Written:
     reserved = space.ledger.reserve(nbytes) if directory is space.directory else None
-    file = None
     try:
         if nbytes >= _CHECKED_FIRST:
             files.check_free(directory, nbytes)
@@ -156,22 +222,15 @@ def _write_new(
             Descriptor.open, ".", os.O_TMPFILE | os.O_RDWR, within=directory.fd, inherit=False
         )
         reach("segment:opened")
-        files.write_all(file.fd, parts)
-        reach("segment:written")
     except BaseException:
-        if file is not None:
-            file.close()
         space.ledger.cancel(reserved)
         raise
-    return Written(space, file, reserved)
+    return Written(space, file, nbytes, reserved)
 
 
-def _reuse(
-    space: Namespace, claimed: Claimed, parts: Sequence[memoryview | bytes], nbytes: int
-) -> Written:
+def _reuse(space: Namespace, claimed: Claimed, nbytes: int) -> Written:
     file, ledger = claimed.file, space.ledger
     reserved = None
-    grown = False
     try:
         reach("pool:claimed")
         size = file.size
@@ -185,20 +244,9 @@ def _reuse(
             more = whole_pages(nbytes) - whole_pages(size)
             reserved = ledger.reserve(more)
             files.check_free(space.directory, more)
-            grown = True
-        warmed = (
-            size >= nbytes >= warm.SMALLEST
-            and not here.lost
-            and warm.fill(space.pool, claimed.name, file, parts, nbytes)
-        )
-        if not warmed:
-            files.write_all(file.fd, parts)
-        reach("pool:written")
     except BaseException:
         file.close()
-        if grown:  # by as much as was written
-            ledger.settle(reserved)
-        else:
-            ledger.cancel(reserved)
+        ledger.cancel(reserved)
         raise
-    return Written(space, file, reserved, claimed.name)
+    # If it fails from here on, it is longer by as much as was written.
+    return Written(space, file, nbytes, reserved, claimed.name)

@@ -464,7 +464,7 @@ def test_a_large_write_is_checked_again_on_the_way(
     root: str, limit: Any, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     """Every stride of a large write the rest is held against what is left by then."""
-    monkeypatch.setattr(files, "_STRIDE", 1 << 16)
+    monkeypatch.setattr(files, "STRIDE", 1 << 16)
     written: list[int] = []
     real = os.pwritev
 
