@@ -32,6 +32,7 @@ from shmstore.record import (
     PUT,
     SEGMENT_WORD,
     SMALLEST,
+    SPILLED,
     STATE,
     TAG,
     TAIL,
@@ -148,7 +149,7 @@ def _commit(
     # 1. Room, so that nothing below fails for want of it.
     putting = changes[0][OP] == PUT
     # What frees memory, deletes and what moves a value elsewhere, may use what is kept.
-    growing = putting and judged is None
+    growing = putting and (judged is None or not changes[0][FLAGS] & SPILLED)
     size = SMALLEST * len(changes) + (RESERVE if growing else 0)
     for change in changes:
         size += len(change[MIDDLE])

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from shmstore.names import MAX_ID_BYTES
+
 _U32 = struct.Struct("<I")
 _U16 = struct.Struct("<H")
 _NO_DEPS = bytes(4)
@@ -127,6 +129,59 @@ def parse(meta: bytes) -> Provenance:
         deps.append(dep)
     host, origin, kind = names
     return Provenance(Producer(host, pid), origin or None, kind, tuple(deps))
+
+
+def received(meta: bytes, origin: str) -> bytes:
+    """A record's meta as another host sent it, read field by field and built anew.
+
+    Producer, type name and deps are kept; where it was fetched from is ours to say. The
+    codec's own part is kept as it is: whoever decodes it, distrusts it.
+
+    Args:
+        meta: What came.
+        origin: The node that it came from.
+
+    Raises:
+        ValueError: It is none; says why.
+    """
+    size, at = _read(_U32, meta, 0)
+    at += size
+    head = bytes(meta[:at])
+    pid, at = _read(_U32, meta, at)
+    host, at = _read_text(meta, at, 255)
+    _, at = _read_text(meta, at, 255)  # where they had it from
+    kind, at = _read_text(meta, at, 1024)
+    count, at = _read(_U32, meta, at)
+    if count > (len(meta) - at) // _U16.size:
+        raise ValueError(f"it is too short for {count:,} deps")
+    deps = []
+    for _ in range(count):
+        dep, at = _read_text(meta, at, MAX_ID_BYTES)
+        if not dep:
+            raise ValueError("a dep is empty")
+        dep.decode()  # UnicodeDecodeError is a ValueError
+        deps.append(dep)
+    if at != len(meta):
+        raise ValueError(f"{len(meta) - at:,} bytes are left over")
+    names = (host, origin.encode(), kind)
+    return b"".join(
+        (head, _U32.pack(pid), *map(_sized, names), _U32.pack(count), *map(_sized, deps))
+    )
+
+
+def _read(field: struct.Struct, meta: bytes, at: int) -> tuple[int, int]:
+    if at + field.size > len(meta):
+        raise ValueError(f"it ends at {len(meta):,}, before a size at {at:,}")
+    (value,) = field.unpack_from(meta, at)
+    return value, at + field.size
+
+
+def _read_text(meta: bytes, at: int, longest: int) -> tuple[bytes, int]:
+    size, at = _read(_U16, meta, at)
+    raw = bytes(meta[at : at + size])
+    if size > longest or len(raw) != size:
+        raise ValueError(f"a name of {size:,} bytes is too long")
+    return raw, at + size
 
 
 def _sized(raw: bytes) -> bytes:

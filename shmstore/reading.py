@@ -8,7 +8,7 @@ of it, the rest is damage, which is repaired from the log or reported.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from xxhash import xxh3_64_intdigest as checksum
@@ -40,7 +40,7 @@ from shmstore.record import (
     key_hash,
     unpack_head,
 )
-from shmstore.view import DOUBTFUL, View
+from shmstore.view import DOUBTFUL, Doubt, View
 
 _ATTEMPTS = 8
 
@@ -51,6 +51,18 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
     Raises:
         Superseded: The DAG was cleared or has lost its place.
         CorruptValue: The record fails its check.
+    """
+    found = find_at_once(manifest, key)
+    if found is not DOUBTFUL:
+        return found
+    return manifest.guarded(find_settled, manifest, key)
+
+
+def find_at_once(manifest: Manifest, key: bytes) -> Record | Literal[Doubt.DOUBTFUL] | None:
+    """What ``find`` does, or DOUBTFUL where it would wait for the lock.
+
+    Raises:
+        Superseded: The DAG was cleared or has lost its place.
     """
     manifest.look()
     try:
@@ -67,14 +79,11 @@ def find(manifest: Manifest, key: bytes) -> Record | None:
             newest = _newest_in_gap(view, key, pending)
             if newest is not None:
                 return newest if newest.op == PUT else None
-        found = view.probe(key, hashed, pending)
-        if found is not DOUBTFUL:
-            return found
+        return view.probe(key, hashed, pending)
     except (IndexDamagedError, FileNotFoundError):
-        pass
+        return DOUBTFUL
     except OSError as error:
         raise manifest.converted(error) from error
-    return manifest.guarded(find_settled, manifest, key)
 
 
 def peek(manifest: Manifest, key: bytes) -> tuple[int, bytes, bytes, int, int] | None:

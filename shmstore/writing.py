@@ -93,6 +93,13 @@ class Written:
         except OSError as error:
             raise _converted(error, self._nbytes, self._file) from error
 
+    def read_at(self, at: int, most: int) -> bytes:
+        """Reads back some of what was written."""
+        try:
+            return os.pread(self._file.fd, min(most, self._nbytes - at), at)
+        except OSError as error:
+            raise _converted(error, most, self._file) from error
+
     def name(self, directory: Descriptor, name: str) -> None:
         """Gives it its name in a directory. Under the DAG's lock, before the commit point.
 

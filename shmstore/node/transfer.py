@@ -1,0 +1,408 @@
+"""Fetches one value from another node: asks, takes the pieces in, checks, commits.
+
+The receiver drives. It asks for what a value is, then for its pieces, as many at a time as
+``window`` lets it, all of one version; and again for what did not come. Whatever comes was made
+by a stranger: an answer that is not what was asked for ends the fetch, and nothing else.
+
+If the process dies here, nothing of the value is stored (``landing``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+from shmstore.errors import NodeUnreachable, NotFound, RegistryUnavailable, StoreFull
+from shmstore.node import protocol
+from shmstore.node.connection import Connection, NoAnswer, NoResponders, TooLarge
+from shmstore.node.landing import (
+    LARGEST_META,
+    LARGEST_VALUE,
+    Cleared,
+    Damaged,
+    Head,
+    Landing,
+    Original,
+)
+from shmstore.node.owner import LARGEST_PIECE, MARGIN
+from shmstore.node.protocol import Header, ProtocolError
+from shmstore.node.subjects import call_subject
+from shmstore.node.window import Window
+from shmstore.opened import OpenDags
+from shmstore.record import Record
+
+__all__ = ["Cleared", "Fetched", "Original", "fetch"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Seconds without a sign of life of the owner after which it counts as unreachable.
+PATIENCE_S = 5.0
+#: Seconds for which nobody may listen there: another node may be taking over, or the
+#: server has been restarted and the owner has not found it yet.
+ABSENCE_S = 2.0
+
+# A piece that takes so many times the usual, and so many seconds, is asked for again.
+_LATE = 4.0
+_LATE_S = 1.5
+_LEAST_PIECE = 32 << 10
+_AGAIN_S = 0.1
+_STARTS = 8
+_DAMAGED_STARTS = 2
+_SUM = re.compile(r"[0-9a-f]{32}")
+
+#: Called with the bytes that have come and how many there are in all.
+Progress = Callable[[int, int], None]
+
+_windows: WeakKeyDictionary[Connection, Window] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A value that was fetched and is stored here now.
+
+    Attributes:
+        record: Its record.
+        nbytes: Bytes of values that came, more than it has if something came twice.
+        seconds: How long it took.
+    """
+
+    record: Record
+    nbytes: int
+    seconds: float
+
+
+class _Gone(Exception):
+    """The version is no longer there; start again."""
+
+
+async def fetch(
+    connection: Connection,
+    node: str,
+    dag_id: str,
+    id: str,
+    dags: OpenDags,
+    progress: Progress | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
+) -> Fetched:
+    """Fetches a value from a node and stores it here, as a copy.
+
+    Takes as long as something comes now and then; whoever has a deadline cancels it. However it
+    ends, nothing is left but what it committed.
+
+    Args:
+        connection: To NATS.
+        node: The node that has it.
+        dag_id: The DAG.
+        id: The value's id.
+        dags: Where to store it.
+        progress: Told how far it got.
+        patience_s: How long the node may be silent, seconds.
+
+    Raises:
+        NotFound: The node says that it has no such value.
+        Original: This host has a value of its own there.
+        Cleared: The DAG was cleared here meanwhile.
+        NodeUnreachable: The node is silent, nobody listens there, or its answers make no sense.
+        RegistryUnavailable: This node has lost NATS for longer than ``patience_s``.
+        StoreFull: No room here.
+        StoreBusy: The DAG's lock is held up.
+    """
+    one = _Fetch(connection, node, dag_id, id, dags, progress, patience_s)
+    damaged = 0
+    for _ in range(_STARTS):
+        try:
+            record = await one.run()
+        except _Gone:
+            continue
+        except (Damaged, ProtocolError) as error:
+            damaged += 1
+            if damaged == _DAMAGED_STARTS:
+                raise one.unreachable(f"what it sends is damaged: {error}") from error
+        else:
+            return Fetched(record, one.came, monotonic() - one.began)
+    raise one.unreachable("it keeps losing the version that is being fetched")
+
+
+class _Fetch:
+    """One fetch, over all its starts."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        node: str,
+        dag_id: str,
+        id: str,
+        dags: OpenDags,
+        progress: Progress | None,
+        patience_s: float,
+    ) -> None:
+        self.connection = connection
+        self.node = node
+        self.value = {"dag": dag_id, "id": id}
+        self._dag_id = dag_id
+        self._id = id
+        self._dags = dags
+        self._progress = progress
+        self._patience_s = patience_s
+        self.window = _windows.setdefault(connection, Window())
+        self.flow = self.window.flow(node)
+        self._heard = self.began = monotonic()
+        self.came = 0
+
+    def unreachable(self, why: str) -> NodeUnreachable:
+        """The error that the owner cannot be had."""
+        return NodeUnreachable(self.node, why, self._dag_id, self._id)
+
+    async def run(self) -> Record:
+        """Fetches it from the start."""
+        header, body = await self.ask("get", self.value)
+        status = protocol.text(header, "status", 32)
+        if status == "not-found":
+            raise NotFound(self._dag_id, self._id)
+        if status != "value":
+            raise self.strange(header, status)
+        head = Head(
+            protocol.integer(header, "codec", 1, 255),
+            protocol.integer(header, "created"),
+            protocol.integer(header, "meta", most=LARGEST_META),
+            protocol.integer(header, "nbytes", most=LARGEST_VALUE),
+        )
+        version = protocol.text(header, "version", 64)
+        checksum = _checksum(header)
+        self.took_in(len(body), len(body), head.total)
+        if len(body) == head.total:
+            return await _in_thread(self._land, head, body, checksum)
+        landing = Landing(self._dags, self._dag_id, self._id, head, self.node)
+        try:
+            await _in_thread(landing.begin)
+            landing.write(0, body)
+            pieces = _Pieces(self, landing, version, len(body))
+            checksum = await pieces.run() or checksum or await self._ask_sum(version)
+            return await _in_thread(_finish, landing, checksum)
+        finally:
+            landing.end()
+
+    def _land(self, head: Head, body: memoryview, checksum: str | None) -> Record:
+        """Stores what came whole with the first answer."""
+        landing = Landing(self._dags, self._dag_id, self._id, head, self.node)
+        try:
+            landing.begin()
+            landing.write_with_relief(0, body)
+            return _finish(landing, checksum)
+        finally:
+            landing.end()
+
+    async def _ask_sum(self, version: str) -> str | None:
+        header, _ = await self.ask("sum", {**self.value, "version": version})
+        status = protocol.text(header, "status", 32)
+        if status == "gone":
+            raise _Gone
+        if status != "sum":
+            raise self.strange(header, status)
+        return _checksum(header)
+
+    def strange(self, header: Header, status: str) -> Exception:
+        if status == "error":
+            return self.unreachable(f"it answers: {protocol.text(header, 'why', 1000)}")
+        return ProtocolError(f"its answer's status is {status!r}")
+
+    def took_in(self, nbytes: int, done: int, total: int) -> None:
+        self.came += nbytes
+        if self._progress is not None:
+            self._progress(done, total)
+
+    async def ask(
+        self, call: str, header: Header, *, bulk: bool = False, once: bool = False
+    ) -> tuple[Header, memoryview]:
+        """Asks the owner, again and again while there is hope.
+
+        Args:
+            call: What it is asked for.
+            header: The question.
+            bulk: By which connection.
+            once: Raise NoAnswer rather than ask again.
+
+        Raises:
+            NoAnswer: Only if ``once``.
+            NodeUnreachable: It has been silent for too long.
+            RegistryUnavailable: As said.
+            ProtocolError: It answers nonsense.
+        """
+        connection = self.connection
+        subject = call_subject(connection.namespace, self.node, call)
+        packed = protocol.pack(header)
+        absent_since: float | None = None
+        why = "it does not answer"
+        lost: RegistryUnavailable | None = None
+        while True:
+            left = self._heard + self._patience_s - monotonic()
+            if left <= 0:
+                if lost is not None:
+                    raise lost
+                raise self.unreachable(f"{why}, for {self._patience_s:g} s")
+            usual = self.flow.usual_s or 0.0
+            late = min(left, max(_LATE_S, _LATE * usual))
+            try:
+                answer = protocol.unpack(await connection.request(subject, packed, late, bulk=bulk))
+            except NoResponders:
+                now = monotonic()
+                absent_since = absent_since or now
+                if now - absent_since > ABSENCE_S:
+                    raise self.unreachable("no node of that name is connected") from None
+                why, lost = "no node of that name is connected", None
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            except NoAnswer:
+                why, lost = "it does not answer", None
+                if once:
+                    raise
+                continue
+            except RegistryUnavailable as error:
+                lost, absent_since = error, None
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            except TooLarge as error:
+                raise self.unreachable(f"the question is too large: {error}") from error
+            self._heard = monotonic()
+            if answer[0].get("status") != "busy":
+                return answer
+            await asyncio.sleep(_AGAIN_S)
+
+
+class _Pieces:
+    """The pieces of one version: which are missing, and bringing them."""
+
+    def __init__(self, fetch: _Fetch, landing: Landing, version: str, start: int) -> None:
+        self._fetch = fetch
+        self._landing = landing
+        self._version = version
+        self._total = landing.head.total
+        self._missing: deque[tuple[int, int]] = deque([(start, self._total)])
+        self._most = min(LARGEST_PIECE, max(1, fetch.connection.max_payload - MARGIN))
+        self._done = start
+        self._writing = asyncio.Lock()
+        self._checksum: str | None = None
+
+    async def run(self) -> str | None:
+        """Brings all; returns the checksum if it came with the last one."""
+        window, flow = self._fetch.window, self._fetch.flow
+        first = self._total <= LARGEST_PIECE
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while self._missing or tasks:
+                if self._missing:
+                    most = self._most
+                    await window.take(flow, most, first=first)
+                    tasks.add(asyncio.create_task(self._bring(most)))
+                else:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in tasks if task.done()]:
+                    tasks.remove(task)
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await _ended(tasks)
+        return self._checksum
+
+    async def _bring(self, most: int) -> None:
+        """Brings the next piece that is missing, for which there is room in the window."""
+        fetch = self._fetch
+        try:
+            if not self._missing:
+                return
+            at, end = self._missing.popleft()
+            size = min(most, end - at)
+            if at + size < end:
+                self._missing.appendleft((at + size, end))
+            body = await self._piece(at, size)
+        finally:
+            fetch.window.give(fetch.flow, most)
+        if body is None:
+            self._missing.appendleft((at, at + size))
+            return
+        if len(body) < size:
+            # What the owner can send at once is less than was thought.
+            self._most = min(self._most, len(body))
+            self._missing.appendleft((at + len(body), at + size))
+        await self._write(at, body)
+        self._done += len(body)
+        fetch.took_in(len(body), self._done, self._total)
+
+    async def _piece(self, at: int, size: int) -> memoryview | None:
+        """Asks for a piece; None if it does not come in time."""
+        fetch = self._fetch
+        wanted = {**fetch.value, "version": self._version, "at": at, "size": size}
+        sent = monotonic()
+        try:
+            header, body = await fetch.ask("chunk", wanted, bulk=True, once=True)
+        except NoAnswer:
+            fetch.flow.lost()
+            self._most = max(self._most // 4, min(self._most, _LEAST_PIECE))
+            return None
+        status = protocol.text(header, "status", 32)
+        if status == "gone":
+            raise _Gone
+        if status != "chunk":
+            raise fetch.strange(header, status)
+        if protocol.integer(header, "at") != at or not 0 < len(body) <= size:
+            raise ProtocolError(f"{len(body):,} bytes came where {size:,} at {at:,} were wanted")
+        fetch.flow.came(len(body), monotonic() - sent)
+        self._checksum = _checksum(header) or self._checksum
+        return body
+
+    async def _write(self, at: int, body: memoryview) -> None:
+        async with self._writing:
+            try:
+                self._landing.write(at, body)
+            except StoreFull:
+                await _in_thread(self._landing.write_with_relief, at, body)
+
+
+def _finish(landing: Landing, checksum: str | None) -> Record:
+    found = landing.checksum()
+    if found != checksum:
+        raise Damaged(f"its checksum is {found}, not {checksum}")
+    return landing.commit()
+
+
+def _checksum(header: Header) -> str | None:
+    if "sum" not in header:
+        return None
+    told = protocol.text(header, "sum", 32)
+    if _SUM.fullmatch(told) is None:
+        raise ProtocolError("its checksum is none")
+    return told
+
+
+async def _in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls in a thread, and waits for its end in any case.
+
+    What it works on may be let go of afterwards; a thread that goes on with a closed
+    descriptor would write into another's file.
+    """
+    task = asyncio.create_task(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await _ended({task})
+
+
+async def _ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Waits for the end of tasks, also if it is cancelled once more, and drops their errors."""
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            continue  # the one that came first is on its way
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()

@@ -1,0 +1,132 @@
+"""How much may be on its way to this node at once, and whose turn it is.
+
+The server holds for each client what that has not read yet, and drops a client that lets
+too much come together. So what is asked for is bounded in all, and for each owner by a
+window that follows the delay: it grows while what comes does not have to wait in a queue,
+and shrinks when it does. Fetches take turns, piece by piece; small values go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+#: The most bytes on their way to this node, from all others together.
+MOST_BYTES = 32 << 20
+
+_FIRST_BYTES = 4 << 20
+_LEAST_BYTES = 256 << 10
+# What a piece may wait in queues on its way, seconds: enough to keep all busy.
+_QUEUE_S = 0.03
+_EASED = 1 / 512  # by how much the least delay follows a longer one, a piece
+
+
+class Flow:
+    """What comes from one owner.
+
+    Attributes:
+        on_its_way: Bytes that were asked for and have not come.
+        window: The most of them.
+        usual_s: How long a piece takes, smoothed; None before the first.
+    """
+
+    __slots__ = ("_least_s", "on_its_way", "usual_s", "window")
+
+    def __init__(self) -> None:
+        self.on_its_way = 0
+        self.window = _FIRST_BYTES
+        self.usual_s: float | None = None
+        self._least_s = float("inf")
+
+    def came(self, nbytes: int, took_s: float) -> None:
+        """Takes note of a piece that came."""
+        if took_s < self._least_s:
+            self._least_s = took_s
+        else:
+            self._least_s += (took_s - self._least_s) * _EASED
+        self.usual_s = took_s if self.usual_s is None else self.usual_s * 0.8 + took_s * 0.2
+        room = 1 - (took_s - self._least_s) / _QUEUE_S
+        self._set(self.window + int(max(room, -0.5) * nbytes))
+
+    def lost(self) -> None:
+        """Takes note of a piece that did not come in time."""
+        self._set(self.window // 2)
+
+    def _set(self, window: int) -> None:
+        self.window = max(_LEAST_BYTES, min(window, MOST_BYTES))
+
+
+class Window:
+    """The room for what is on its way to this node.
+
+    Attributes:
+        on_its_way: Bytes that were asked for and have not come.
+        highest: The most that it ever was.
+    """
+
+    def __init__(self) -> None:
+        self.on_its_way = 0
+        self.highest = 0
+        self._flows: dict[str, Flow] = {}
+        self._waiting: deque[tuple[asyncio.Future[None], Flow, int]] = deque()
+
+    def flow(self, node: str) -> Flow:
+        """What comes from a node."""
+        return self._flows.setdefault(node, Flow())
+
+    async def take(self, flow: Flow, nbytes: int, *, first: bool = False) -> None:
+        """Waits until it is one's turn and there is room for a piece; to be given back.
+
+        A fetch waits for one piece at a time, so that all have their turns.
+
+        Args:
+            flow: Where it comes from.
+            nbytes: Its size.
+            first: To go ahead of the others.
+        """
+        if not self._waiting and self._fits(flow, nbytes):
+            self._count(flow, nbytes)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        one = (turn, flow, nbytes)
+        if first:
+            self._waiting.appendleft(one)
+        else:
+            self._waiting.append(one)
+        self._let_in()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give(flow, nbytes)
+            else:
+                self._waiting = deque(other for other in self._waiting if other is not one)
+            raise
+
+    def give(self, flow: Flow, nbytes: int) -> None:
+        """Gives back what was taken."""
+        self._count(flow, -nbytes)
+        self._let_in()
+
+    def _fits(self, flow: Flow, nbytes: int) -> bool:
+        if self.on_its_way + nbytes > MOST_BYTES:
+            return False
+        return flow.on_its_way + nbytes <= flow.window or not flow.on_its_way
+
+    def _count(self, flow: Flow, nbytes: int) -> None:
+        flow.on_its_way += nbytes
+        self.on_its_way += nbytes
+        self.highest = max(self.highest, self.on_its_way)
+
+    def _let_in(self) -> None:
+        left = deque[tuple[asyncio.Future[None], Flow, int]]()
+        for one in self._waiting:
+            turn, flow, nbytes = one
+            if turn.done():
+                continue
+            if self._fits(flow, nbytes):
+                self._count(flow, nbytes)
+                turn.set_result(None)
+            else:
+                left.append(one)
+        self._waiting = left
