@@ -7,7 +7,15 @@ pandas and polars are loaded when a value of theirs turns up.
 from shmstore.codecs import register_codec
 from shmstore.codecs.encoded import BufferNote
 from shmstore.dag import Dag
-from shmstore.entry import ClearReport, DagInfo, Entry, Explanation, StoreStats
+from shmstore.entry import (
+    ClearReport,
+    DagInfo,
+    Entry,
+    Explanation,
+    NodeInfo,
+    StoreStats,
+    Synchronized,
+)
 from shmstore.errors import (
     CorruptValue,
     EntryExists,
@@ -26,9 +34,11 @@ from shmstore.errors import (
     UnusableRoot,
     WaitTimeout,
 )
+from shmstore.node.spawn import Node
 from shmstore.place import SlowRootWarning
 from shmstore.provenance import Producer
 from shmstore.ref import Ref
+from shmstore.registered import Registered
 from shmstore.report import Finding, GcAction, GcReport
 from shmstore.store import Store
 from shmstore.waiting import Position
@@ -50,12 +60,15 @@ __all__ = [
     "Finding",
     "GcAction",
     "GcReport",
+    "Node",
+    "NodeInfo",
     "NodeNotRunning",
     "NodeUnreachable",
     "NotFound",
     "Position",
     "Producer",
     "Ref",
+    "Registered",
     "RegistryUnavailable",
     "RemoteError",
     "SlowRootWarning",
@@ -65,6 +78,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreStats",
+    "Synchronized",
     "UnsafeValue",
     "Unserializable",
     "UnusableRoot",

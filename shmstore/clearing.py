@@ -92,6 +92,23 @@ def clear_if(
     return lock.run(_mark_and_move, (space, token, manifest, judge))
 
 
+def clear_dag_if(space: Namespace, dag_id: str, judge: Callable[[Manifest], bool]) -> bool:
+    """As ``clear_dag``, of a DAG that ``judge`` says so of once nobody else can change it."""
+    manifest = open_at(space, names.dag_token(dag_id), dag_id)
+    if manifest is None:
+        return False
+    try:
+        if clear_if(space, manifest, judge, space.lifecycle) is None:
+            return False
+    except LockLost:
+        return False  # cleared by somebody else, or removed
+    finally:
+        doorbell.wake(manifest)
+    spill.remove_generation(space, manifest.generation)
+    empty_trash(space)
+    return True
+
+
 def _clear_damaged(space: Namespace, token: str, dag_id: str) -> bool | None:
     """Clears a DAG that cannot be opened; None to look again."""
     try:

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from shmstore import expiry, files, index, log, names, record
+from shmstore import doorbell, expiry, files, index, log, names, record
 from shmstore.clearing import finish_clearing, free_tree
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
@@ -71,6 +71,7 @@ def _create(space: Namespace, token: str, dag_id: str) -> None:
         check_space(space)
         raise converted(space, error) from error
     reach("create:renamed")
+    doorbell.ring(space)
 
 
 def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:

@@ -10,6 +10,10 @@ waits for, and only then sleeps, unless the counter has changed. A committer rai
 counter, lets its lock go, a system call, and only then reads the deadline. So either the
 committer sees the deadline or the kernel sees the new counter. A committer killed in
 between wakes nobody: so a sleep ends after a second at the latest, and its sleeper looks.
+
+A namespace's node follows all its DAGs, and sleeps at one bell in the namespace's page.
+It leaves a mark that it sleeps, looks at all counters once more, and sleeps. The committer
+that sees the mark takes it away and rings: so while the node is awake, nobody rings.
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from shmstore.crashpoints import reach
+from shmstore.namespace import BELL, NODE_SLEEPS
 from shmstore.record import COUNTER, WAIT_DEADLINE
 
 if TYPE_CHECKING:
     from shmstore.manifest import Manifest
+    from shmstore.namespace import Namespace
 
 #: The longest sleep, seconds. What nobody rings for is noticed after that.
 LONGEST_S = 1.0
@@ -46,9 +52,9 @@ FUTEX: Final = {
 _NAP_S = 0.005
 _EXPECTED: Final = frozenset((0, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT))
 
-#: Takes a page's words, the operation, its value, and the longest sleep in seconds or
-#: None; returns an errno.
-_Call = Callable[[memoryview, int, int, "float | None"], int]
+#: Takes a page's words, the number of one of them, the operation, its value, and the
+#: longest sleep in seconds or None; returns an errno.
+_Call = Callable[[memoryview, int, int, int, "float | None"], int]
 _futex: _Call | None = None
 
 
@@ -77,33 +83,81 @@ def wait(manifest: Manifest, seen: int, timeout_s: float) -> None:
 
     Returns early for no reason at times, and at once for a signal.
     """
-    control = manifest.control
-    timeout_s = min(timeout_s, LONGEST_S)
+    _sleep(manifest.control, COUNTER, seen, min(timeout_s, LONGEST_S))
+
+
+def _sleep(page: memoryview, word: int, seen: int, timeout_s: float) -> None:
     if timeout_s <= 0:
         return
-    if _call(control, _WAIT, seen & 0xFFFFFFFF, timeout_s) not in _EXPECTED:
+    if _call(page, word, _WAIT, seen & 0xFFFFFFFF, timeout_s) not in _EXPECTED:
         deadline = time.monotonic() + timeout_s
-        while control[COUNTER] == seen and (left := deadline - time.monotonic()) > 0:
+        while page[word] == seen and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, _NAP_S))
 
 
 def wake(manifest: Manifest) -> None:
-    """Wakes all who sleep, of every process, if anybody waits.
+    """Wakes all who sleep, of every process, if anybody waits; and the node, if it sleeps.
 
     Callers look at the deadline themselves, first: that nobody has ever waited is
     common, and a call is dear. To be called after the lock has been let go.
     """
     control = manifest.control
     if control[WAIT_DEADLINE] > time.clock_gettime_ns(time.CLOCK_BOOTTIME):
-        _call(control, _WAKE, _EVERYONE, None)
+        _call(control, COUNTER, _WAKE, _EVERYONE, None)
+    ring(manifest.space)
 
 
-def _call(control: memoryview, operation: int, value: int, timeout_s: float | None) -> int:
+# --- The node's bell --------------------------------------------------------------------
+
+
+def attend(manifest: Manifest) -> None:
+    """Has the committers of a DAG look whether the node sleeps, from now on.
+
+    They come to that only if there is a deadline, be it over.
+    """
+    if not manifest.control[WAIT_DEADLINE]:
+        listen(manifest)
+
+
+def ring(space: Namespace) -> None:
+    """Wakes the namespace's node, if it sleeps.
+
+    If the process dies here, the node looks a second later.
+    """
+    page = space.control
+    if page[NODE_SLEEPS]:
+        # Before the bell: the mark that the node leaves after it must not be taken away.
+        page[NODE_SLEEPS] = 0
+        # Never what it was before, also of two that ring at once.
+        page[BELL] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        _call(page, BELL, _WAKE, _EVERYONE, None)
+
+
+def mark_asleep(space: Namespace) -> int:
+    """Has committers ring; returns what ``sleep`` takes. The node then looks once more."""
+    page = space.control
+    seen = page[BELL]
+    page[NODE_SLEEPS] = 1
+    return seen
+
+
+def mark_awake(space: Namespace) -> None:
+    """Takes the mark away."""
+    space.control[NODE_SLEEPS] = 0
+
+
+def sleep(space: Namespace, seen: int, timeout_s: float) -> bool:
+    """Sleeps until somebody rings, or for ``timeout_s`` at most; whether somebody did."""
+    _sleep(space.control, BELL, seen, timeout_s)
+    return bool(space.control[BELL] != seen)
+
+
+def _call(page: memoryview, word: int, operation: int, value: int, timeout_s: float | None) -> int:
     global _futex
     call = _futex
     if call is None:
         call = _futex = _find_futex()
-    return call(control, operation, value, timeout_s)
+    return call(page, word, operation, value, timeout_s)
 
 
 def _find_futex() -> _Call:
@@ -118,14 +172,16 @@ def _find_futex() -> _Call:
 
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long
-    word, get_errno = ctypes.c_uint32, ctypes.get_errno
+    half, get_errno = ctypes.c_uint32, ctypes.get_errno
     c_long, address_of = ctypes.c_long, ctypes.addressof
     times = ctypes.c_int64 * 2
-    syscall.argtypes = (c_long, ctypes.c_void_p, ctypes.c_int, word, ctypes.c_void_p)
+    syscall.argtypes = (c_long, ctypes.c_void_p, ctypes.c_int, half, ctypes.c_void_p)
 
-    def futex(control: memoryview, operation: int, value: int, timeout_s: float | None) -> int:
+    def futex(
+        page: memoryview, word: int, operation: int, value: int, timeout_s: float | None
+    ) -> int:
         # Shared, not private: the sleepers are of other processes.
-        counter = word.from_buffer(control, COUNTER * 8)
+        counter = half.from_buffer(page, word * 8)
         longest = None
         if timeout_s is not None:
             nanoseconds = int(timeout_s * 1e9)
@@ -137,5 +193,7 @@ def _find_futex() -> _Call:
     return futex
 
 
-def _no_futex(control: memoryview, operation: int, value: int, timeout_s: float | None) -> int:
+def _no_futex(
+    page: memoryview, word: int, operation: int, value: int, timeout_s: float | None
+) -> int:
     return errno.ENOSYS

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shmstore.codecs.encoded import BufferNote
+from shmstore.errors import StoreError
 from shmstore.provenance import Producer
 
 INLINE = "inline"
@@ -80,11 +81,42 @@ class ClearReport:
 
     Attributes:
         cleared: True if there was such a DAG.
-        unreachable: Nodes that did not answer.
+        unreachable: Nodes that did not answer; they clear it when they are back.
     """
 
     cleared: bool
     unreachable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A living node, as it says of itself.
+
+    Attributes:
+        node: Its name.
+        host: The host it runs on.
+        pid: Its process there.
+        started_at: When it claimed its name, by its clock.
+        incarnation: Which content of its namespace it serves.
+    """
+
+    node: str
+    host: str
+    pid: int
+    started_at: datetime
+    incarnation: str
+
+
+class Synchronized(dict[str, Any]):
+    """Values that could be had, by id.
+
+    Attributes:
+        errors: Why the others could not be had, by id.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, StoreError] = {}
 
 
 @dataclass(frozen=True, slots=True)

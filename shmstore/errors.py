@@ -68,6 +68,11 @@ class StoreError(Exception):
         self._facts = facts
         super().__init__(*facts.values())
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is about, by the names of its parameters."""
+        return dict(self._facts)
+
     def _sentence(self) -> str:
         return type(self).__name__
 

@@ -22,6 +22,7 @@ from shmstore.manifest import Manifest
 from shmstore.record import (
     CREATED_WORD,
     CURRENT,
+    DELETE,
     LIVE,
     PAGE,
     PUT,
@@ -37,7 +38,7 @@ _RETRIES = 64
 
 
 class Taken(NamedTuple):
-    """A PUT and its number in the history of the DAG."""
+    """A PUT, or a DELETE if those are asked for, and its number in the history of the DAG."""
 
     sequence: int
     record: Record
@@ -49,21 +50,41 @@ class Follower:
     Attributes:
         manifest: The DAG.
         began: The number of the last record before the first one that is followed.
+        missed: DELETEs may have been missed, as compaction drops them, and it was done
+            twice since the last look. Whoever needs them compares whole states, and sets
+            it back.
     """
 
-    __slots__ = ("_file", "_log", "_newer", "_offset", "_sequence", "_stored", "began", "manifest")
+    __slots__ = (
+        "_deletes",
+        "_file",
+        "_log",
+        "_newer",
+        "_offset",
+        "_sequence",
+        "_stored",
+        "began",
+        "manifest",
+        "missed",
+    )
 
     _file: Descriptor
     _log: Log
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, deletes: bool = False) -> None:
         """Follows what is committed from now on.
+
+        Args:
+            manifest: The DAG.
+            deletes: Take the DELETEs, too.
 
         Raises:
             Superseded: The DAG was cleared or has lost its place.
             CorruptValue: The log is damaged.
         """
         self.manifest = manifest
+        self.missed = False
+        self._deletes = deletes
         # What was stored before: offsets of records, and see ``reading.Snapshot``.
         self._stored: list[int] = []
         self._newer: dict[bytes, int] = {}
@@ -81,9 +102,9 @@ class Follower:
         return follower
 
     @classmethod
-    def stored_since(cls, manifest: Manifest, created_ns: int) -> Follower:
+    def stored_since(cls, manifest: Manifest, created_ns: int, deletes: bool = False) -> Follower:
         """Follows what is stored and was created then or later, and what comes after that."""
-        follower = cls(manifest)
+        follower = cls(manifest, deletes)
         log, offsets, newer, end = follower._snapshot()
         created = np.frombuffer(log.words, dtype=np.int64)[
             (offsets >> np.uint64(3)) + np.uint64(CREATED_WORD)
@@ -135,7 +156,9 @@ class Follower:
             # compaction has left of it.
             if number > sequence:
                 sequence = number
-                if found.op == PUT and (not found.flags & SPILLED or offset <= base):
+                if (found.op == PUT and (not found.flags & SPILLED or offset <= base)) or (
+                    found.op == DELETE and self._deletes
+                ):
                     taken.append(Taken(number, found))
         self._offset, self._sequence = offset, sequence
         return taken
@@ -188,6 +211,7 @@ class Follower:
             self._offset = self._log.base
         else:
             # Ours was replaced by one that has been replaced, too.
+            self.missed = True
             self._seek()
 
     def _seek(self) -> None:

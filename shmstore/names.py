@@ -24,6 +24,10 @@ SPILL = "spill"
 RESERVATIONS = "reservations"
 LIFECYCLE_LOCK = "lifecycle.lock"
 LEDGER_LOCK = "ledger.lock"
+NODE_LOCK = "node.lock"
+NODE_SOCKET = "node.sock"
+NODE_CLIENTS = "node.clients"
+NODE_LOG = "node.log"
 MANIFEST = "manifest"
 LOCK = "lock"
 
@@ -78,7 +82,7 @@ def several(values: object, what: str) -> Iterable[str]:
 
 
 def check_name(value: object, what: str) -> str:
-    """Checks the name of a namespace (or, later, a node): ``[A-Za-z0-9_-]{1,32}``."""
+    """Checks the name of a namespace or a node: ``[A-Za-z0-9_-]{1,32}``."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {type(value).__name__}: {value!r:.80}")
     if not _NAME.fullmatch(value):
@@ -98,6 +102,14 @@ def check_path(path: object, what: str) -> str:
 def default_root() -> str:
     """``$SHMSTORE_ROOT``, or a directory of this user's in /dev/shm."""
     return os.environ.get("SHMSTORE_ROOT") or f"/dev/shm/shmstore-{os.geteuid()}"
+
+
+def default_node() -> str:
+    """``$SHMSTORE_NODE``, or the host's name with what a node's name may not have left out."""
+    given = os.environ.get("SHMSTORE_NODE")
+    if given:
+        return check_name(given, "SHMSTORE_NODE")
+    return re.sub(r"[^A-Za-z0-9_-]", "-", os.uname().nodename)[:32] or "node"
 
 
 def default_namespace() -> str:

@@ -18,6 +18,9 @@ from shmstore.place import check_file_system, own_directory, try_out
 MAGIC = int.from_bytes(b"SHMNSP\r\n", "little")
 # Words of the control page, after MAGIC, VERSION and CHECKSUM.
 BOOT_ID_LOW, BOOT_ID_HIGH, CREATED = 3, 4, 5
+# Words 8 to 12 are the ledger's. The bell of the node, whether it sleeps at it, and when
+# it was last alive, CLOCK_BOOTTIME in nanoseconds, or 0.
+BELL, NODE_SLEEPS, NODE_BEAT = 13, 14, 15
 
 _LARGEST_POOL = 1 << 30
 

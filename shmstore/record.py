@@ -26,6 +26,9 @@ STATE, CURRENT, COUNTER, WAIT_DEADLINE = range(8, 12)
 # Seconds that the DAG is kept unused, 0 for ever; when it was last used, and last swept
 # by itself, CLOCK_BOOTTIME in nanoseconds.
 TTL, TOUCHED, SWEPT = range(12, 15)
+# How often the DAG had been cleared on all nodes when it began, plus 1; 0 as long as no
+# node has seen it.
+EPOCH = 15
 ID_OFFSET = 128
 
 # --- The log's page 0: word numbers ----------------------------------------------

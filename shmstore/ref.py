@@ -42,6 +42,16 @@ class Ref(NamedTuple):
         store = _store(self.root, self.namespace)
         return store.wait(self.dag_id, self.id, timeout, mode=mode)
 
+    def fetch(self, timeout: float = 30.0, *, mode: str = "read") -> Any:
+        """Returns the value, brought here first if need be, as ``Store.get_with_fetch`` does.
+
+        Raises:
+            NotFound: It is nowhere.
+            RemoteError: It could not be brought here.
+        """
+        store = _store(self.root, self.namespace)
+        return store.get_with_fetch(self.dag_id, self.id, timeout=timeout, mode=mode)
+
 
 @lru_cache(maxsize=16)
 def _opened(root: str, namespace: str) -> Store:

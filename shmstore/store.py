@@ -28,6 +28,7 @@ from shmstore.hub import Hubs
 from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.namespace import Namespace
+from shmstore.node import spawn
 from shmstore.opened import OpenDags
 from shmstore.pool import set_limit as set_pool_limit
 from shmstore.record import DELETE, Record, key_hash, middle
@@ -38,6 +39,7 @@ from shmstore.sizes import parse_size
 from shmstore.spill import set_place
 from shmstore.store_async import AsyncCalls
 from shmstore.store_looking import LookingCalls
+from shmstore.store_remote import RemoteCalls
 from shmstore.store_upkeep import UpkeepCalls
 from shmstore.store_waiting import WaitingCalls
 from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
@@ -50,7 +52,7 @@ R = TypeVar("R")
 _MISSING: Final = object()
 
 
-class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
+class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
     """Results of DAGs, shared by all processes of the host that open the same place.
 
     Cheap to create, usable from any thread, after a fork in parent and child, and
@@ -68,6 +70,12 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
         pool: The most bytes of emptied segments that are kept to be written again, as
             for ``capacity``; a quarter of the capacity or 1 GiB, whichever is less, if
             never given.
+        nats: The URL of a NATS server, or several with commas between; ``$SHMSTORE_NATS``
+            if not given. If no node runs for the namespace, one is started, which ends a
+            minute after the last process with such a store. None: this host only, unless a
+            node runs here already.
+        node: The name of the node that is started; ``$SHMSTORE_NODE`` or the host's name if
+            not given.
 
     ``capacity``, ``spill`` and ``pool`` are kept with the namespace: every process that
     uses it obeys what was given last, and None changes nothing.
@@ -84,6 +92,8 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
         capacity: int | str | None = None,
         spill: str | os.PathLike[str] | None = None,
         pool: int | str | None = None,
+        nats: str | None = None,
+        node: str | None = None,
     ) -> None:
         self._given_root = None if root is None else names.check_path(root, "root")
         name = names.default_namespace() if namespace is None else namespace
@@ -91,6 +101,8 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
         limit = None if capacity is None else parse_size(capacity, "capacity")
         pool_limit = None if pool is None else parse_size(pool, "pool")
         spill_path = None if spill is None else names.check_path(spill, "spill")
+        url = spawn.url(nats)
+        node_name = names.default_node() if node is None else names.check_name(node, "node")
         space = Namespace(self._given_root or names.default_root(), name)
         if limit is not None:
             space.ledger.set_capacity(limit)
@@ -101,6 +113,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
         self._dags = OpenDags(space)
         self._hubs = Hubs(self._dags)
         self._root, self._namespace = space.root, space.name
+        self._node = spawn.asking(space, url, node_name)
 
     @property
     def root(self) -> str:
@@ -122,6 +135,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
         *,
         deps: Iterable[str] = (),
         overwrite: bool = True,
+        publish: bool = False,
     ) -> Entry:
         """Stores a value; returns once every process of the host can read it.
 
@@ -131,16 +145,22 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
             value: Anything of docs/values.md.
             deps: Ids of the values that it was computed from, to be noted.
             overwrite: If False, an id that has a value is refused.
+            publish: Return only once other hosts can find it, too.
 
         Raises:
             Unserializable: The value cannot be stored.
             EntryExists: ``overwrite`` is False and the id has a value.
             StoreFull: No room.
             StoreBusy: A writer of this DAG was held up while it held the lock.
+            RemoteError: It is stored, but could not be published in time.
 
-        Whichever is raised, nothing was changed. If the process dies here, the value
+        Whichever other is raised, nothing was changed. If the process dies here, the value
         is either whole or absent, and what was there before stays until it is.
         """
+        if publish:
+            put = self.put(dag_id, id, value, deps=deps, overwrite=overwrite)
+            self.sync()
+            return put
         key = encode_id(id, "id")
         dags = self._dags
         if overwrite and deps == () and type(dag_id) is str:
@@ -290,13 +310,23 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
             except (Replaced, NotFound):
                 continue  # somebody else was faster
 
-    def clear(self, dag_id: str) -> ClearReport:
+    def clear(self, dag_id: str, *, all_nodes: bool = False) -> ClearReport:
         """Removes a DAG with all its values; an unknown one is no error.
+
+        Args:
+            dag_id: The DAG.
+            all_nodes: On all hosts, also on those that cannot be reached now.
+
+        Raises:
+            RemoteError: ``all_nodes``, and no node or no registry; nothing was changed.
 
         Views that are held stay as they are. The DAG may be used again at once. If
         the process dies here, the DAG is either untouched or gone.
         """
         encode_id(dag_id, "dag_id")
+        if all_nodes:
+            self._dags.check_open()
+            return self._clear_everywhere(dag_id)
         cleared = clearing.clear_dag(self._dags.space, dag_id)
         self._dags.forget(dag_id)
         return ClearReport(cleared)
@@ -323,6 +353,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, AsyncCalls):
     def close(self) -> None:
         """Ends the use of this object. What it returned stays valid; closing twice is fine."""
         self._dags.close()
+        self._node.close()
 
     def __enter__(self) -> Store:
         self._dags.check_open()

@@ -43,9 +43,13 @@ class AsyncCalls:
         *,
         deps: Iterable[str] = (),
         overwrite: bool = True,
+        publish: bool = False,
     ) -> Entry:
         """As ``put``."""
-        return await in_thread(self._sync().put, dag_id, id, value, deps=deps, overwrite=overwrite)
+        put = self._sync().put
+        return await in_thread(
+            put, dag_id, id, value, deps=deps, overwrite=overwrite, publish=publish
+        )
 
     async def put_many_async(
         self, dag_id: str, values: Mapping[str, Any], *, overwrite: bool = True
@@ -75,9 +79,9 @@ class AsyncCalls:
         """As ``delete_many``."""
         await in_thread(self._sync().delete_many, dag_id, ids)
 
-    async def clear_async(self, dag_id: str) -> ClearReport:
+    async def clear_async(self, dag_id: str, *, all_nodes: bool = False) -> ClearReport:
         """As ``clear``."""
-        return await in_thread(self._sync().clear, dag_id)
+        return await in_thread(self._sync().clear, dag_id, all_nodes=all_nodes)
 
     async def gc_async(self, dry_run: bool = False, *, older_than: float | None = None) -> GcReport:
         """As ``gc``."""

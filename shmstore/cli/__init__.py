@@ -28,6 +28,9 @@ COMMANDS = {
     "demo": Command(
         "shmstore.cli.demo", "demo", "Run a small DAG over real data; show that nothing is copied."
     ),
+    "node": Command(
+        "shmstore.cli.node", "node", "Run this host's node, through which others are reached."
+    ),
 }
 
 

@@ -26,6 +26,8 @@ class Entry:
     """How often the DAG had been cleared everywhere; below the DAG's epoch, it is dead."""
     nbytes: int
     codec: str
+    created_ns: int = 0
+    """When the value was stored, Unix time: of two nodes that have it, the later one counts."""
 
     @property
     def key(self) -> str:
@@ -51,6 +53,7 @@ def unpacked(key: str, value: bytes) -> Entry | None:
             epoch=protocol.integer(header, "epoch"),
             nbytes=protocol.integer(header, "nbytes"),
             codec=protocol.text(header, "codec", 255),
+            created_ns=protocol.integer(header, "created_ns"),
         )
         check_name(entry.node, "node")
     except (ValueError, RecursionError, protocol.ProtocolError):

@@ -26,6 +26,11 @@ class Epochs:
         self._bucket = bucket
         self._known: dict[str, int] = {}
         self._following = False
+        self._callbacks: list[Callable[[str, int], None]] = []
+
+    def on_raised(self, callback: Callable[[str, int], None]) -> None:
+        """Calls back whenever a higher epoch is heard of; must not block."""
+        self._callbacks.append(callback)
 
     def of(self, dag_id: str) -> int:
         """The highest epoch of a DAG that is known here; 0 if it was never cleared."""
@@ -35,6 +40,8 @@ class Epochs:
         """Remembers an epoch that another node told of."""
         if epoch > self.of(dag_id):
             self._known[dag_id] = epoch
+            for callback in self._callbacks:
+                callback(dag_id, epoch)
 
     async def load(self) -> None:
         """Follows the epochs from now on, reads them all, and writes what the registry lost."""
@@ -63,6 +70,10 @@ class Epochs:
     async def ensure(self, dag_id: str, at_least: int) -> int:
         """Raises a DAG's epoch to what it was, if the registry has lost that."""
         return await self._write(dag_id, lambda now: max(now, self.of(dag_id), at_least))
+
+    async def read(self, dag_id: str) -> int:
+        """The epoch as the registry has it now."""
+        return _number(await self._bucket.last(subjects.epoch_key(dag_id)))
 
     async def revision(self, dag_id: str) -> int:
         """The revision at which the epoch was raised: older entries are dead. 0 if never."""

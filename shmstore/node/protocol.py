@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shmstore import errors
 from shmstore.names import encode_id
+
+if TYPE_CHECKING:
+    import asyncio
 
 _SIZE = struct.Struct("<I")
 #: The largest header, bytes: more than an id, a dag_id and all else can take.
@@ -100,3 +104,77 @@ def seconds(header: Header, field: str, most: float = 1e9) -> float:
     if not isinstance(value, (int, float)) or type(value) is bool or not 0 <= value <= most:
         raise ProtocolError(f"{field} is no number of seconds up to {most:g}")
     return float(value)
+
+
+# --- Between a process and its node -----------------------------------------------------
+
+#: The largest frame on the Unix socket, without its size, bytes.
+LARGEST_FRAME = 64 << 10
+
+
+def frame(header: Header) -> bytes:
+    """A message on the Unix socket.
+
+    Raises:
+        ProtocolError: It is too large.
+    """
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(raw) > LARGEST_FRAME:
+        raise ProtocolError(f"a message of {len(raw):,} bytes is too large")
+    return _SIZE.pack(len(raw)) + raw
+
+
+def frame_size(head: bytes) -> int:
+    """The size that a frame begins with.
+
+    Raises:
+        ProtocolError: It is too large.
+    """
+    (size,) = _SIZE.unpack(head)
+    if size > LARGEST_FRAME:
+        raise ProtocolError(f"a message of {size:,} bytes is too large")
+    return int(size)
+
+
+def parse_frame(raw: bytes) -> Header:
+    """The header in a frame.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("it is no JSON") from error
+    if type(header) is not dict:
+        raise ProtocolError("it is no JSON object")
+    return header
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Header:
+    """The next frame of a stream.
+
+    Raises:
+        ProtocolError: It is none.
+        asyncio.IncompleteReadError: The stream has ended.
+    """
+    size = frame_size(await reader.readexactly(_SIZE.size))
+    return parse_frame(await reader.readexactly(size))
+
+
+def pack_error(error: errors.StoreError) -> Header:
+    """An error, with its facts, to be raised by a process of this host."""
+    return {"error": type(error).__name__, "facts": error.facts}
+
+
+def unpack_error(header: Header) -> Exception:
+    """The error in an answer of the node."""
+    name, facts = header.get("error"), header.get("facts")
+    kind = getattr(errors, name, None) if type(name) is str and name in errors.__all__ else None
+    if kind is None or type(facts) is not dict:
+        why = facts.get("why") if type(facts) is dict else None
+        return ValueError(why) if name == "ValueError" else RuntimeError(f"the node failed: {why}")
+    if type(facts.get("ids")) is list:
+        facts["ids"] = tuple(facts["ids"])
+    error: Exception = kind(**facts)
+    return error

@@ -21,6 +21,7 @@ from shmstore.node.epochs import Epochs
 __all__ = ["Entry", "Registry"]
 
 _WITHDRAWN_AT_ONCE = 200
+_AFTER_ALL = (1 << 63) - 1
 #: Every how many renewals of the claim it is looked whether the entries' bucket is the same.
 _RENEWALS_A_LOOK = 5
 
@@ -91,9 +92,14 @@ class Registry:
             entry = None if kept is None or kept.removed else self._alive(key, kept.value)
         return entry
 
-    async def get_all(self, dag_id: str) -> AsyncIterator[Entry]:
-        """Every entry of a DAG; one that changes meanwhile may come twice, the newer last."""
-        async for kept in self._entries.walk(subjects.entries_of(dag_id)):
+    async def get_all(self, dag_id: str | None) -> AsyncIterator[Entry]:
+        """Every entry of a DAG; one that changes meanwhile may come twice, the newer last.
+
+        Args:
+            dag_id: The DAG; None for all of them.
+        """
+        of = subjects.ALL_ENTRIES if dag_id is None else subjects.entries_of(dag_id)
+        async for kept in self._entries.walk(of):
             entry = self._alive(kept.key, kept.value)
             if entry is not None:
                 yield entry
@@ -135,6 +141,14 @@ class Registry:
         """How often a DAG was cleared everywhere, as far as this node knows."""
         return self._epochs.of(dag_id)
 
+    def on_epoch(self, callback: Callable[[str, int], None]) -> None:
+        """Calls back with a DAG and its epoch whenever a higher one is heard of."""
+        self._epochs.on_raised(callback)
+
+    async def read_epoch(self, dag_id: str) -> int:
+        """The epoch as the registry has it now."""
+        return await self._epochs.read(dag_id)
+
     def learn_epoch(self, dag_id: str, epoch: int) -> None:
         """Notes an epoch that another node told of."""
         self._epochs.learn(dag_id, epoch)
@@ -163,6 +177,10 @@ class Registry:
         if below_revision <= 0:
             return 0
         return await self._entries.purge(subjects.entries_of(dag_id), below_revision)
+
+    async def forget(self, dag_id: str) -> int:
+        """Removes all entries of a DAG, whoever made them; returns how many."""
+        return await self._entries.purge(subjects.entries_of(dag_id), _AFTER_ALL)
 
     async def claim(self, store_id: str) -> Claim:
         """Takes this node's name.

@@ -27,6 +27,9 @@ _HASHED = "="
 _DIGEST_BYTES = 20
 _EPOCH = "=epoch"
 
+#: The keys of all entries, and of the epochs, as a pattern.
+ALL_ENTRIES = "*.*"
+
 
 def token(id: str) -> str:
     """The token of an id or dag_id: itself if it is plain, else "=" and a hash of it."""

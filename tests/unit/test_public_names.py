@@ -13,7 +13,7 @@ import shmstore
 
 # The signatures that other code is written against.
 SIGNATURES = {
-    "put": "(dag_id, id, value, *, deps=(), overwrite=True)",
+    "put": "(dag_id, id, value, *, deps=(), overwrite=True, publish=False)",
     "put_many": "(dag_id, values, *, overwrite=True)",
     "get": "(dag_id, id, *, mode='read', default=...)",
     "get_buffer": "(dag_id, id)",
@@ -22,10 +22,18 @@ SIGNATURES = {
     "delete": "(dag_id, id)",
     "delete_many": "(dag_id, ids)",
     "take": "(dag_id, id)",
-    "clear": "(dag_id)",
+    "clear": "(dag_id, *, all_nodes=False)",
     "wait": "(dag_id, id, timeout=None, *, mode='read')",
     "wait_many": "(dag_id, ids, timeout=None, *, mode='read')",
     "watch": "(dag_id, *, since=None, timeout=None)",
+    "get_with_timeout": "(dag_id, id, timeout=5.0, *, mode='read')",
+    "get_with_fetch": "(dag_id, id, *, from_node=None, timeout=30.0, mode='read')",
+    "fetch_remote": "(dag_id, id, *, from_node=None, timeout=30.0, mode='read')",
+    "synchronize": "(dag_id, ids, *, timeout=30.0)",
+    "prefetch": "(dag_id, ids)",
+    "sync": "(timeout=30.0)",
+    "nodes": "()",
+    "registry": "property",
     "entry": "(dag_id, id)",
     "entries": "(dag_id)",
     "ids": "(dag_id, prefix='', *, newest_first=False)",
@@ -39,17 +47,24 @@ SIGNATURES = {
     "gc": "(dry_run=False, *, older_than=None)",
     "check": "(fix=False)",
     "close": "()",
-    "put_async": "(dag_id, id, value, *, deps=(), overwrite=True)",
+    "put_async": "(dag_id, id, value, *, deps=(), overwrite=True, publish=False)",
     "put_many_async": "(dag_id, values, *, overwrite=True)",
     "get_async": "(dag_id, id, **options)",
     "get_buffer_async": "(dag_id, id)",
     "get_many_async": "(dag_id, ids, **options)",
     "delete_async": "(dag_id, id)",
     "delete_many_async": "(dag_id, ids)",
-    "clear_async": "(dag_id)",
+    "clear_async": "(dag_id, *, all_nodes=False)",
     "wait_async": "(dag_id, id, timeout=None, *, mode='read')",
     "wait_many_async": "(dag_id, ids, timeout=None, *, mode='read')",
     "watch_async": "(dag_id, *, since=None, timeout=None)",
+    "get_with_timeout_async": "(dag_id, id, timeout=5.0, *, mode='read')",
+    "get_with_fetch_async": "(dag_id, id, *, from_node=None, timeout=30.0, mode='read')",
+    "fetch_remote_async": "(dag_id, id, *, from_node=None, timeout=30.0, mode='read')",
+    "synchronize_async": "(dag_id, ids, *, timeout=30.0)",
+    "prefetch_async": "(dag_id, ids)",
+    "sync_async": "(timeout=30.0)",
+    "nodes_async": "()",
     "gc_async": "(dry_run=False, *, older_than=None)",
     "check_async": "(fix=False)",
     "root": "property",
@@ -62,7 +77,7 @@ def shown(function: object) -> str:
         return "property"
     parameters = []
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
-        known = isinstance(parameter.default, (str, int, tuple, type(None), type))
+        known = isinstance(parameter.default, (str, int, float, tuple, type(None), type))
         default = parameter.default if known else ...
         parameters.append(parameter.replace(default=default, annotation=inspect.Parameter.empty))
     return str(inspect.Signature(parameters)).replace("Ellipsis", "...")
@@ -107,6 +122,7 @@ def test_everything_public_is_documented(name: str) -> None:
         shmstore.ClearReport,
         shmstore.Explanation,
         shmstore.StoreStats,
+        shmstore.NodeInfo,
         shmstore.GcReport,
         shmstore.GcAction,
         shmstore.Finding,

@@ -1,0 +1,157 @@
+"""``shmstore node``: runs the node of this host in the foreground; ``node status`` asks it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from typing import NoReturn
+
+import click
+
+from shmstore import names
+from shmstore.errors import NodeNotRunning, StoreError, UnusableRoot
+from shmstore.namespace import Namespace
+from shmstore.node import client, spawn
+
+_CANNOT, _USAGE, _UNREACHABLE = 1, 2, 4
+_STATUS_S = 5.0
+
+_ROOT = click.option(
+    "--root", metavar="DIR", help="Root of the store.  [default: $SHMSTORE_ROOT or /dev/shm/…]"
+)
+_NAMESPACE = click.option(
+    "--namespace", metavar="NAME", help="Namespace.  [default: $SHMSTORE_NAMESPACE or default]"
+)
+
+
+class _Json(logging.Formatter):
+    """A log line as a JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told, ensure_ascii=False)
+
+
+@click.group(invoke_without_command=True)
+@_ROOT
+@_NAMESPACE
+@click.option("--nats", metavar="URL", help="NATS server(s).  [default: $SHMSTORE_NATS]")
+@click.option(
+    "--name", metavar="NAME", help="Name of this node.  [default: $SHMSTORE_NODE or host]"
+)
+@click.option("--log-json", is_flag=True, help="Log JSON objects, one a line.")
+@click.option("--verbose", is_flag=True, help="Log more.")
+@click.option("--started", is_flag=True, hidden=True)
+@click.pass_context
+def node(
+    context: click.Context,
+    root: str | None,
+    namespace: str | None,
+    nats: str | None,
+    name: str | None,
+    log_json: bool,
+    verbose: bool,
+    started: bool,
+) -> None:
+    """Runs the node of this host, through which its processes reach other hosts.
+
+    In the foreground, until SIGTERM or Ctrl-C. A second one of the same namespace stands by
+    and takes over when the first one has died. Credentials come from the URL or from
+    SHMSTORE_NATS_USER, _PASSWORD, _TOKEN, _CREDS, _NKEY, _CA, _CERT and _KEY.
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = (root, namespace)
+        return
+    _log_to_stderr(log_json, verbose)
+    try:
+        space = _space(root, namespace)
+        from shmstore.node.service import CannotServe, Choices, serve
+        from shmstore.node.settings import Settings
+
+        given = nats or os.environ.get(spawn.URL)
+        if not given:
+            raise ValueError(f"give the NATS server with --nats URL, or set ${spawn.URL}")
+        own = names.default_node() if name is None else names.check_name(name, "--name")
+        choices = Choices(Settings.parse(given), own, started)
+    except (ValueError, UnusableRoot) as error:
+        _end(str(error), _USAGE)
+    except StoreError as error:
+        _end(str(error), _CANNOT)
+    try:
+        serve(space, choices, _ready)
+    except CannotServe as error:
+        _end(str(error), _CANNOT)
+    except StoreError as error:
+        _end(str(error), _UNREACHABLE)
+
+
+@node.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """Says whether the node of this host runs, and how it is."""
+    root, namespace = context.obj
+    try:
+        told = client.NodeClient(_space(root, namespace), None).call("status", _STATUS_S)
+    except (ValueError, UnusableRoot) as error:
+        _end(str(error), _USAGE)
+    except (NodeNotRunning, client.Overdue) as error:
+        _end(str(error) or "The node does not answer.", _UNREACHABLE)
+    except StoreError as error:
+        _end(str(error), _UNREACHABLE)
+    if as_json:
+        click.echo(json.dumps(told))
+    else:
+        click.echo(
+            f"Node {told['node']!r} runs as process {told['pid']} and serves "
+            f"{told['clients']} connections; NATS at {told['server']} is "
+            f"{'connected' if told['connected'] else 'not connected'}."
+        )
+        if told["fault"]:
+            click.echo(f"What is put here is not registered: {told['fault']}.")
+    sys.exit(_UNREACHABLE if told["fault"] else 0)
+
+
+def _space(root: str | None, namespace: str | None) -> Namespace:
+    place = names.default_root() if root is None else names.check_path(root, "--root")
+    name = names.default_namespace() if namespace is None else namespace
+    return Namespace(place, names.check_name(name, "--namespace"))
+
+
+def _log_to_stderr(as_json: bool, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(_Json() if as_json else plain)
+    log = logging.getLogger("shmstore")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _ready(sentence: str) -> None:
+    """Says that the node serves, to who reads it and to systemd."""
+    logging.getLogger("shmstore.node").info("%s", sentence)
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        notice = f"READY=1\nSTATUS={sentence}\n".encode()
+        at = "\0" + address[1:] if address.startswith("@") else address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            try:
+                notify.sendto(notice, at)
+            except OSError as error:
+                logging.getLogger("shmstore.node").warning("systemd was not told: %s", error)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(code)

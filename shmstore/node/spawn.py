@@ -1,0 +1,154 @@
+"""Starting a node: in the foreground, or as a process of its own.
+
+A node is never a thread of the process that wants it: that one's GIL would starve it, and a
+fork would tear it in two. It is started through a process that ends at once, so that nobody
+has to wait for it and no zombie is left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from shmstore import names
+from shmstore.descriptor import Descriptor
+from shmstore.errors import NodeNotRunning
+from shmstore.namespace import Namespace
+from shmstore.node import client
+
+if TYPE_CHECKING:
+    from shmstore.store import Store
+
+#: The environment variable with the URL of the NATS server.
+URL = "SHMSTORE_NATS"
+_READY_S = 10.0
+_LOOK_S = 0.02
+
+# Runs in a bare interpreter: what it starts belongs to nobody, and has no descriptor of ours.
+_LAUNCH = "import os, sys; os.fork() or os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class Node:
+    """The network endpoint of a host for one namespace.
+
+    Args:
+        store: A store of the namespace.
+        nats: The server's URL, several separated by commas; ``$SHMSTORE_NATS`` if not given.
+        node: The node's name; ``$SHMSTORE_NODE`` or the host's if not given.
+    """
+
+    def __init__(self, store: Store, *, nats: str | None = None, node: str | None = None) -> None:
+        self._space: Namespace = store._dags.space
+        self._nats = url(nats)
+        self._node = names.default_node() if node is None else names.check_name(node, "node")
+        if not self._nats:
+            raise ValueError(f"nats must be the URL of a NATS server, or ${URL} set")
+
+    @classmethod
+    def spawn(cls, store: Store, *, nats: str | None = None, node: str | None = None) -> None:
+        """Starts a node as a process of its own, if none runs, and returns once it serves.
+
+        It ends a minute after the last store that was opened with ``nats`` is gone.
+
+        Raises:
+            NodeNotRunning: It has ended again, and says why.
+        """
+        made = cls(store, nats=nats, node=node)
+        if not client.is_running(made._space):
+            start(made._space, made._nats or "", made._node)
+        made._wait()
+
+    def run(self) -> None:
+        """Runs the node in this process, in the foreground, until SIGTERM or Ctrl-C.
+
+        Stands by as long as another node serves the namespace.
+
+        Raises:
+            CannotServe: It cannot do its work, and trying again would not help.
+        """
+        from shmstore.node.service import Choices, serve
+        from shmstore.node.settings import Settings
+
+        settings = Settings.parse(self._nats or "")
+        serve(self._space, Choices(settings, self._node), lambda _: None)
+
+    def _wait(self) -> None:
+        asking = client.NodeClient(self._space, None)
+        deadline = time.monotonic() + _READY_S
+        while True:
+            try:
+                asking.call("status", 1.0)
+                asking.close()
+                return
+            except (NodeNotRunning, client.Overdue):
+                if time.monotonic() > deadline:
+                    said = client.last_words(self._space)
+                    raise NodeNotRunning(self._space.root, self._space.name, said) from None
+                time.sleep(_LOOK_S)
+
+
+def start(space: Namespace, url: str, node: str) -> None:
+    """Starts a node as a process of its own, without waiting for it.
+
+    Of several that are started at once, one stays.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND
+    log = os.open(names.NODE_LOG, flags, 0o600, dir_fd=space.directory.fd)
+    command = [sys.executable, "-m", "shmstore", "node", "--root", space.root]
+    command += ["--namespace", space.name, "--name", node, "--started"]
+    try:
+        os.ftruncate(log, 0)
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _LAUNCH, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # The server's URL may hold a password, which a command line shows to everybody.
+            env={**os.environ, URL: url},
+            start_new_session=True,
+            check=True,
+        )
+    finally:
+        os.close(log)
+
+
+def url(given: str | None) -> str | None:
+    """The server's URL, checked as far as it can be here.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is empty.
+    """
+    if given is None:
+        return os.environ.get(URL) or None
+    if not isinstance(given, str):
+        raise TypeError(f"nats must be a str, not {type(given).__name__}")
+    if not given:
+        raise ValueError("nats must not be empty; leave it out for this host only")
+    return given
+
+
+def asking(space: Namespace, nats: str | None, node: str) -> client.NodeClient:
+    """How a store asks its node; starts one if it is to and none runs."""
+    if nats is None:
+        return client.NodeClient(space, None)
+    held = attend(space)
+
+    def begin() -> None:
+        start(space, nats, node)
+
+    made = client.NodeClient(space, begin, held)
+    if not client.is_running(space):
+        begin()
+    return made
+
+
+def attend(space: Namespace) -> Descriptor:
+    """Keeps a node that was started for stores alive for as long as what is returned."""
+    held = Descriptor.open(names.NODE_CLIENTS, os.O_RDWR | os.O_CREAT, within=space.directory.fd)
+    fcntl.flock(held.fd, fcntl.LOCK_SH)
+    return held

@@ -1,0 +1,396 @@
+"""The store's calls that reach other hosts, through the node of this one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from shmstore import names
+from shmstore.entry import ClearReport, NodeInfo, Synchronized
+from shmstore.errors import (
+    FetchTimeout,
+    NodeNotRunning,
+    NotFound,
+    RegistryUnavailable,
+    StoreError,
+    WaitTimeout,
+)
+from shmstore.names import encode_id, several
+from shmstore.node import client, protocol
+from shmstore.segment import READ
+from shmstore.store_async import in_thread
+from shmstore.waiting import Countdown
+
+if TYPE_CHECKING:
+    from shmstore.node.client import NodeClient
+    from shmstore.opened import OpenDags
+    from shmstore.registered import Registered
+    from shmstore.store import Store
+
+_MISSING: Final = object()
+# Bytes of ids in one request: escaped, they may take six times as many.
+_MOST_ID_BYTES = 8 << 10
+_LONGEST_S = 86_400.0
+_CLEAR_S = 30.0
+_VANISHED = "on this host any more: it was brought here, and deleted at once"
+_ALONE = "on this host, and no node is running here that could ask others"
+
+
+class RemoteCalls:
+    """What ``Store`` inherits: fetching from other hosts, and the registry."""
+
+    _dags: OpenDags
+    _node: NodeClient
+
+    def get_with_fetch(
+        self,
+        dag_id: str,
+        id: str,
+        *,
+        from_node: str | None = None,
+        timeout: float = 30.0,
+        mode: str = READ,
+    ) -> Any:
+        """Returns a value of this host, or brings it here from another one first.
+
+        From the second time on it is here, and read without any network.
+
+        Args:
+            dag_id: The DAG.
+            id: The value's id.
+            from_node: The node that has it; None to ask the registry.
+            timeout: The longest that bringing it may take, seconds.
+            mode: As of ``get``.
+
+        Raises:
+            NotFound: It is nowhere.
+            FetchTimeout: It was not here in time.
+            NodeUnreachable: The node that has it does not answer.
+            RegistryUnavailable: It cannot be found out where it is.
+            UnsafeValue: It needs what values of other hosts may not use.
+        """
+        store = cast("Store", self)
+        value = store.get(dag_id, id, mode=mode, default=_MISSING)
+        if value is not _MISSING:
+            return value
+        where = self._bring(dag_id, id, from_node, timeout, refresh=False)
+        return self._brought(store.get(dag_id, id, mode=mode, default=_MISSING), dag_id, id, where)
+
+    def fetch_remote(
+        self,
+        dag_id: str,
+        id: str,
+        *,
+        from_node: str | None = None,
+        timeout: float = 30.0,
+        mode: str = READ,
+    ) -> Any:
+        """Brings a value here from another host, also if there is a copy of it here.
+
+        A value that was put on this host is never replaced; it is returned as it is.
+
+        Args and Raises: As of ``get_with_fetch``.
+        """
+        store = cast("Store", self)
+        self._dags.check_open()
+        encode_id(dag_id, "dag_id")
+        encode_id(id, "id")
+        where = self._bring(dag_id, id, from_node, timeout, refresh=True)
+        return self._brought(store.get(dag_id, id, mode=mode, default=_MISSING), dag_id, id, where)
+
+    def get_with_timeout(
+        self, dag_id: str, id: str, timeout: float = 5.0, *, mode: str = READ
+    ) -> Any:
+        """Returns a value as soon as any host has stored it.
+
+        Args:
+            dag_id: The DAG.
+            id: The value's id.
+            timeout: The longest wait, seconds.
+            mode: As of ``get``.
+
+        Raises:
+            WaitTimeout: No host has stored it in time. A FetchTimeout, if it tells more.
+        """
+        store = cast("Store", self)
+        clock = Countdown(timeout)
+        value = store.get(dag_id, id, mode=mode, default=_MISSING)
+        if value is not _MISSING:
+            return value
+        # The node brings it here, where it wakes whoever waits, like any value that is put.
+        asked = self._ask("await", clock, dag=dag_id, id=id)
+        try:
+            return store.wait(dag_id, id, clock.left_s, mode=mode)
+        except WaitTimeout:
+            raise self._in_vain(dag_id, id, clock) from None
+        finally:
+            if asked is not None:
+                asked.close()
+
+    def synchronize(
+        self, dag_id: str, ids: Iterable[str], *, timeout: float = 30.0
+    ) -> Synchronized:
+        """Brings several values here, and returns those that could be had.
+
+        Args:
+            dag_id: The DAG.
+            ids: The values' ids.
+            timeout: The longest that all of them may take together, seconds.
+
+        Returns:
+            A dict of values by id; its ``errors`` say why the others are missing.
+        """
+        store = cast("Store", self)
+        clock = Countdown(timeout)
+        wanted = dict.fromkeys(several(ids, "ids"))
+        absent = [id for id in wanted if not store.has_value(dag_id, id)]
+        errors = self._bring_many(dag_id, absent, clock)
+        found = Synchronized()
+        for id in wanted:
+            try:
+                found[id] = store.get(dag_id, id)
+            except StoreError as error:
+                missing = isinstance(error, NotFound)
+                found.errors[id] = errors.get(id, error) if missing else error
+        return found
+
+    def prefetch(self, dag_id: str, ids: Iterable[str]) -> None:
+        """Has values brought here in the background; nothing is decoded, nothing waited for.
+
+        Raises:
+            NodeNotRunning: There is no node that could bring them.
+        """
+        store = cast("Store", self)
+        absent = [id for id in several(ids, "ids") if not store.has_value(dag_id, id)]
+        for some in _in_portions(absent):
+            self._node.call("prefetch", 5.0, dag=dag_id, ids=some)
+
+    def sync(self, timeout: float = 30.0) -> None:
+        """Returns once all that was put on this host before is registered.
+
+        Raises:
+            NodeNotRunning: There is no node on this host.
+            RegistryUnavailable: It was not to be reached in time.
+        """
+        self._dags.check_open()
+        clock = Countdown(timeout)
+        try:
+            self._node.call("sync", clock.left_s)
+        except client.Overdue:
+            raise RegistryUnavailable(
+                f"what was put was not registered within {clock.passed_s:,.1f} s"
+            ) from None
+
+    def nodes(self) -> list[NodeInfo]:
+        """The nodes of this namespace that are alive, on all hosts.
+
+        Raises:
+            NodeNotRunning: There is no node on this host.
+            RegistryUnavailable: It is not to be reached.
+        """
+        self._dags.check_open()
+        answer = self._called("nodes", 10.0)
+        return [
+            NodeInfo(**{**facts, "started_at": datetime.fromtimestamp(facts["started_at"], UTC)})
+            for facts in answer["nodes"]
+        ]
+
+    @property
+    def registry(self) -> Registered:
+        """Where values are, on all hosts."""
+        from shmstore.registered import Registered
+
+        return Registered(self._dags, self._node)
+
+    # --- Asking the node -------------------------------------------------------------------
+
+    def _clear_everywhere(self, dag_id: str) -> ClearReport:
+        answer = self._called("clear", _CLEAR_S, dag=dag_id)
+        self._dags.forget(dag_id)
+        return ClearReport(answer["cleared"], tuple(answer["unreachable"]))
+
+    def _called(self, op: str, timeout_s: float, **fields: Any) -> Any:
+        try:
+            return self._node.call(op, timeout_s, **fields)
+        except client.Overdue:
+            raise RegistryUnavailable(f"no answer within {timeout_s:,.1f} s") from None
+
+    def _bring(
+        self, dag_id: str, id: str, from_node: str | None, timeout: float, *, refresh: bool
+    ) -> str:
+        """Has the node bring a value; returns where it was looked for."""
+        clock, fields = _wanted(dag_id, id, from_node, timeout, refresh)
+        try:
+            self._node.call("bring", clock.left_s, **fields)
+            return _VANISHED
+        except (client.Overdue, NodeNotRunning) as error:
+            return self._not_brought(error, dag_id, id, from_node, clock)
+
+    def _not_brought(
+        self, error: Exception, dag_id: str, id: str, from_node: str | None, clock: Countdown
+    ) -> str:
+        """Where a value was looked for that no node has brought, if that is no error."""
+        if isinstance(error, client.Overdue):
+            raise FetchTimeout(dag_id, (id,), clock.passed_s, "the node has not answered") from None
+        if from_node is not None or self._node.expected:
+            raise error
+        return _ALONE
+
+    def _brought(self, value: Any, dag_id: str, id: str, where: str) -> Any:
+        if value is _MISSING:
+            raise NotFound(dag_id, id, where)
+        return value
+
+    def _in_vain(self, dag_id: str, id: str, clock: Countdown) -> FetchTimeout:
+        stage = "no host that could be reached has stored it"
+        return FetchTimeout(dag_id, (id,), clock.passed_s, stage)
+
+    def _ask(self, op: str, clock: Countdown, **fields: Any) -> client.Link | None:
+        """Sends a request whose answer nobody waits for; None if there is no node."""
+        try:
+            link = self._node.link(time.monotonic() + clock.left_s)
+            link.send(op, {**fields, "timeout": min(clock.left_s, _LONGEST_S)})
+        except StoreError:
+            if self._node.expected:
+                raise
+            return None
+        except client.Gone:
+            return None
+        return link
+
+    def _bring_many(self, dag_id: str, ids: list[str], clock: Countdown) -> dict[str, StoreError]:
+        """Brings values here; the errors of those that could not be had."""
+        errors: dict[str, StoreError] = {}
+        try:
+            for some in _in_portions(ids):
+                for failed in self._node.stream("bring-many", clock.left_s, dag=dag_id, ids=some):
+                    errors[failed["id"]] = cast(StoreError, protocol.unpack_error(failed))
+        except client.Overdue:
+            pass
+        except NodeNotRunning as error:
+            return dict.fromkeys(ids, error) if self._node.expected else {}
+        except StoreError as error:
+            return {**dict.fromkeys(ids, error), **errors}
+        if not clock.left_s:
+            for id in ids:
+                errors.setdefault(id, FetchTimeout(dag_id, (id,), clock.passed_s))
+        return errors
+
+    # --- In an event loop ------------------------------------------------------------
+
+    async def get_with_fetch_async(
+        self,
+        dag_id: str,
+        id: str,
+        *,
+        from_node: str | None = None,
+        timeout: float = 30.0,
+        mode: str = READ,
+    ) -> Any:
+        """As ``get_with_fetch``."""
+        store = cast("Store", self)
+        value = await store.get_async(dag_id, id, mode=mode, default=_MISSING)
+        if value is not _MISSING:
+            return value
+        where = await self._bring_async(dag_id, id, from_node, timeout, refresh=False)
+        value = await store.get_async(dag_id, id, mode=mode, default=_MISSING)
+        return self._brought(value, dag_id, id, where)
+
+    async def fetch_remote_async(
+        self,
+        dag_id: str,
+        id: str,
+        *,
+        from_node: str | None = None,
+        timeout: float = 30.0,
+        mode: str = READ,
+    ) -> Any:
+        """As ``fetch_remote``."""
+        self._dags.check_open()
+        encode_id(dag_id, "dag_id")
+        encode_id(id, "id")
+        where = await self._bring_async(dag_id, id, from_node, timeout, refresh=True)
+        value = await cast("Store", self).get_async(dag_id, id, mode=mode, default=_MISSING)
+        return self._brought(value, dag_id, id, where)
+
+    async def get_with_timeout_async(
+        self, dag_id: str, id: str, timeout: float = 5.0, *, mode: str = READ
+    ) -> Any:
+        """As ``get_with_timeout``."""
+        import asyncio
+
+        store = cast("Store", self)
+        clock = Countdown(timeout)
+        value = await store.get_async(dag_id, id, mode=mode, default=_MISSING)
+        if value is not _MISSING:
+            return value
+        from shmstore.node import client_async
+
+        async def ask() -> None:
+            try:
+                await client_async.call(self._node, "await", clock.left_s, dag=dag_id, id=id)
+            except (StoreError, client.Overdue):
+                pass  # the wait ends by itself
+
+        asking = asyncio.create_task(ask())
+        try:
+            return await store.wait_async(dag_id, id, clock.left_s, mode=mode)
+        except WaitTimeout:
+            raise self._in_vain(dag_id, id, clock) from None
+        finally:
+            asking.cancel()
+
+    async def synchronize_async(
+        self, dag_id: str, ids: Iterable[str], *, timeout: float = 30.0
+    ) -> Synchronized:
+        """As ``synchronize``."""
+        return await in_thread(self.synchronize, dag_id, ids, timeout=timeout)
+
+    async def prefetch_async(self, dag_id: str, ids: Iterable[str]) -> None:
+        """As ``prefetch``."""
+        await in_thread(self.prefetch, dag_id, ids)
+
+    async def sync_async(self, timeout: float = 30.0) -> None:
+        """As ``sync``."""
+        await in_thread(self.sync, timeout)
+
+    async def nodes_async(self) -> list[NodeInfo]:
+        """As ``nodes``."""
+        return await in_thread(self.nodes)
+
+    async def _bring_async(
+        self, dag_id: str, id: str, from_node: str | None, timeout: float, *, refresh: bool
+    ) -> str:
+        from shmstore.node import client_async
+
+        clock, fields = _wanted(dag_id, id, from_node, timeout, refresh)
+        try:
+            await client_async.call(self._node, "bring", clock.left_s, **fields)
+            return _VANISHED
+        except (client.Overdue, NodeNotRunning) as error:
+            return self._not_brought(error, dag_id, id, from_node, clock)
+
+
+def _wanted(
+    dag_id: str, id: str, from_node: str | None, timeout: float, refresh: bool
+) -> tuple[Countdown, dict[str, Any]]:
+    clock = Countdown(timeout)
+    if from_node is not None:
+        names.check_name(from_node, "from_node")
+    return clock, {"dag": dag_id, "id": id, "from": from_node, "refresh": refresh}
+
+
+def _in_portions(ids: Iterable[str]) -> Iterator[list[str]]:
+    """The ids, as many at once as fit into a request."""
+    some: list[str] = []
+    size = 0
+    for id in ids:
+        size += len(encode_id(id, "id"))
+        if some and size > _MOST_ID_BYTES:
+            yield some
+            some, size = [], len(encode_id(id, "id"))
+        some.append(id)
+    if some:
+        yield some
