@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import shmstore
 from tests import reading_files
+from tools import torture_evidence as evidence
 from tools import torture_values as values
 from tools.torture_history import Fault, Place
 from tools.torture_ledger import Ledger
@@ -81,7 +83,11 @@ def look_at_all(scene: Scene, asked: Iterable[Place]) -> Found:
             found.faults.append(Fault(text, info.dag_id))
         listed |= {(info.dag_id, id) for id in ids}
     for place in sorted(listed.union(asked)):
-        value = store.get(*place, default=None)
+        try:
+            value = store.get(*place, default=None)
+        except shmstore.CorruptValue as error:
+            found.faults.append(Fault(evidence.told(error, store), *place))
+            continue
         if (value is None) == (place in listed) or store.has_value(*place) == (value is None):
             text = f"get gives {value!r:.80}, listed is {place in listed}"
             found.faults.append(Fault(text, *place))
@@ -193,10 +199,10 @@ def witness(scene: Scene) -> NoReturn:
     """
     status = BROKEN
     ledger = Ledger(os.path.join(scene.ledgers, WITNESS), 1)
+    store = scene.store()
     try:
         chance = random.Random(f"{scene.seed}/witness")
         held: list[tuple[str, str, int, Any]] = []
-        store = scene.store()
         while not scene.ending:
             _take_one(scene, store, chance, held, ledger)
             if len(held) > _VIEWS:
@@ -207,8 +213,8 @@ def witness(scene: Scene) -> NoReturn:
             ledger.kept(bool(held))
             time.sleep(0.005)
         status = 0
-    except BaseException:
-        ledger.fault(f"the witness: {traceback.format_exc()}")
+    except BaseException as error:
+        ledger.fault(f"the witness: {evidence.told(error, store)}")
     finally:
         os._exit(status)
 
