@@ -124,7 +124,7 @@ def _move_damaged(dag: tuple[Namespace, str, str]) -> bool:
         pass
     try:
         file = Descriptor.open(names.MANIFEST, os.O_RDWR, within=directory.fd)
-        files.write_all(file.fd, [CLEARED.to_bytes(8, "little")], STATE * 8)
+        files.write_all(file, [CLEARED.to_bytes(8, "little")], STATE * 8)
     except FileNotFoundError:
         pass
     _move_aside(space, token)

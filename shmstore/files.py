@@ -83,7 +83,7 @@ def _check(fd: int, device: int, asked: int, headroom: int = 0) -> int:
     return free
 
 
-def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
+def write_all(file: Descriptor, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     """Writes ``parts`` one after another from offset ``at`` on; returns the end.
 
     A short write (a signal, a file system nearly full) is gone on with. During a
@@ -106,12 +106,14 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
         now = pending[first : first + _MOST_PARTS]
         if end - checked > STRIDE:
             if at - checked >= STRIDE:
-                check_rest(fd, end)
+                check_rest(file.fd, end)
                 checked = at
             now = _up_to_stride(now)
         if here.lost:
             raise refused()
-        written = os.pwritev(fd, now, at)
+        # A child that a signal handler forks comes back to here with the file closed, and
+        # its number may be another file's.
+        written = os.pwritev(file.fd, now, at)
         at += written
         while first < len(pending) and written >= len(pending[first]):
             written -= len(pending[first])

@@ -123,7 +123,7 @@ def _create(directory: Descriptor, path: str) -> None:
     for name in (names.LIFECYCLE_LOCK, names.LEDGER_LOCK):
         Descriptor.open(name, os.O_RDWR | os.O_CREAT, within=directory.fd)
     file = Descriptor.open(".", os.O_TMPFILE | os.O_RDWR, within=directory.fd)
-    files.write_all(file.fd, [_control_page()])
+    files.write_all(file, [_control_page()])
     try:
         if here.lost:
             raise refused()
@@ -160,7 +160,7 @@ def _replace_control(directory: Descriptor) -> None:
     aside = names.control_aside()
     file = files.create_file(directory, aside)
     try:
-        files.write_all(file.fd, [_control_page()])
+        files.write_all(file, [_control_page()])
         files.rename(aside, directory, names.CONTROL, directory)
     except BaseException:
         files.unlink(directory, aside)

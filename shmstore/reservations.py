@@ -75,7 +75,7 @@ class Reservations:
             if not total:
                 return
             self._note = self._new()
-        files.write_all(self._note.fd, [total.to_bytes(8, "little")])
+        files.write_all(self._note, [total.to_bytes(8, "little")])
 
     def _new(self) -> Descriptor:
         place = self._place()

@@ -70,7 +70,7 @@ def _set_place(order: tuple[Namespace, str]) -> None:
     own = os.path.join(path, f"shmstore-{os.geteuid()}-{os.urandom(8).hex()}")
     file = Descriptor.open(own + _OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        files.write_all(file.fd, [json.dumps(_owner(space)).encode()])
+        files.write_all(file, [json.dumps(_owner(space)).encode()])
         os.fsync(file.fd)
     finally:
         file.close()
