@@ -68,7 +68,7 @@ def attach(
 
     Raises:
         SegmentGone: Look the value up again.
-        CorruptValue: The segment is shorter than the payload.
+        CorruptValue: The segment is shorter than the payload, and the caller has the lock.
     """
     if mode == READ:
         mapping = _mapped.get(number)
@@ -104,6 +104,8 @@ def _attach(
         if at_name.st_ino != status.st_ino or at_name.st_dev != status.st_dev:
             raise SegmentGone(name)
         if status.st_size < nbytes:
+            if not locked:  # a dead value's, cut by who frees it
+                raise SegmentGone(name)
             raise CorruptValue(f"it holds {status.st_size:,} of the value's {nbytes:,} bytes", name)
         mapping = None if mode == COPY or not leased else _map(fd, nbytes, mode)
         if mapping is None:
