@@ -210,6 +210,8 @@ def trash(space: Namespace, order: Order) -> Iterator[GcAction]:
         lookup.check_space(space)
         return
     for name in sorted(listed):
+        if name.startswith(f"{names.VIEWED}-"):
+            continue
         if order.over:
             return
         yield from guarded(None, f"{names.TRASH}/{name}", partial(_scrap, space, name, order))
@@ -275,10 +277,24 @@ def emptied(space: Namespace, order: Order) -> Iterator[GcAction]:
     for name, _, emptied_s in pool.listed(space):
         if emptied_s > before_s:
             continue
-        nbytes = pool.unviewed(space, name) if order.dry_run else pool.free(space, name)
+        nbytes = pool.unviewed(space.pool, name) if order.dry_run else pool.free(space, name)
         if nbytes is not None:
             why = "an emptied segment that was kept for reuse"
             yield GcAction("pool", None, f"{names.POOL}/{name}", nbytes, why)
+
+
+def viewed(space: Namespace, order: Order) -> Iterator[GcAction]:
+    """Frees segments that were viewed when their values died, and are no longer."""
+    for name in pool.viewed(space):
+        if order.over:
+            return
+        if order.dry_run:
+            nbytes = pool.unviewed(space.trash, name)
+        else:
+            nbytes = pool.free_viewed(space, name)
+        if nbytes is not None:
+            why = "a dead value's segment that was viewed until now"
+            yield GcAction("viewed", None, f"{names.TRASH}/{name}", nbytes, why)
 
 
 def guarded(dag_id: str | None, name: str, look: Callable[[], list[GcAction]]) -> list[GcAction]:

@@ -39,6 +39,7 @@ SOURCES: tuple[sweep.Source, ...] = (
     sweep.trash,
     sweep.pages,
     sweep.emptied,
+    sweep.viewed,
     sweep_disk.spilled,
     sweep_disk.notes,
 )
