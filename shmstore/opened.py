@@ -46,7 +46,16 @@ class OpenDags:
         call: Callable[..., R],
         *args: Any,
     ) -> R | None:
-        """Returns ``call(manifest, ...)``, or None if there is no such DAG."""
+        """Returns ``call(manifest, ...)``, or None if there is no such DAG.
+
+        Makes room if there is too little to put right what is damaged.
+        """
+        try:
+            return self._read(dag_id, call, *args)
+        except StoreFull:
+            return with_relief(self.space, lambda: self._read(dag_id, call, *args))
+
+    def _read(self, dag_id: str, call: Callable[..., R], *args: Any) -> R | None:
         if type(dag_id) is not str:
             names.encode_id(dag_id, "dag_id")
         for _ in range(_MOST_SUPERSEDED):

@@ -260,3 +260,24 @@ def test_what_is_viewed_and_swept_counts_until_its_last_view_goes(root: str) -> 
     assert [one.nbytes for one in store.gc().actions] == [1 << 20, 1 << 20]
     assert store._dags.space.ledger.used < 1 << 20
     assert reading_files.trash(root) == []
+
+
+def test_a_damaged_index_is_rebuilt_where_the_capacity_is_used_up(root: str) -> None:
+    """Values stay readable at the limit: what can be freed makes room for the new index."""
+    store = shmstore.Store(root, pool="1MiB")
+    store.put_many("d", {f"{n}": n for n in range(5)})
+    store.put("d", "spare", np.zeros(1 << 15))
+    store.delete("d", "spare")
+    assert reading_files.pool(root)
+    shmstore.Store(root, capacity=_taken(root))
+    index = reading_files.read(root, "d").index
+    raw = bytearray(index.read_bytes())
+    for at in range(128, len(raw), 16):
+        if any(raw[at + 8 : at + 16]):
+            raw[at + 8] ^= 0x10  # a tag
+    with index.open("r+b") as file:
+        file.write(raw)
+    assert shmstore.Store(root).get("d", "3") == 3
+    assert sorted(shmstore.Store(root).ids("d")) == list("01234")
+    assert not reading_files.pool(root)
+    reading_files.check(root)
