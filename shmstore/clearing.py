@@ -212,7 +212,7 @@ def empty_trash(space: Namespace) -> int:
     """
     found = 0
     try:
-        for name in os.listdir(space.trash.fd):
+        for name in files.listed(space.trash):
             if name.startswith("old-"):
                 free_tree(space, name)
                 found += 1
@@ -230,7 +230,7 @@ def free_tree(space: Namespace, name: str) -> None:
         directory = Descriptor.open(name, DIRECTORY, within=space.trash.fd)
     except FileNotFoundError:
         return  # somebody else is faster
-    for file in os.listdir(directory.fd):
+    for file in files.listed(directory):
         if names.parse_segment_name(file) is None:
             space.ledger.unlink(directory, file)
             continue

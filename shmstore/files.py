@@ -158,6 +158,20 @@ def create_file(directory: Descriptor, name: str) -> Descriptor:
         return Descriptor.open(name, flags, within=directory.fd)
 
 
+def listed(directory: Descriptor) -> list[str]:
+    """The names in a directory.
+
+    By a description of its own: how far a directory was read is noted in the open
+    description, which threads and forked children share. Of two that list by the same
+    one at once, either may miss names.
+    """
+    own = Descriptor.open(".", os.O_RDONLY | os.O_DIRECTORY, within=directory.fd, inherit=False)
+    try:
+        return os.listdir(own.fd)
+    finally:
+        own.close()
+
+
 def claimed(file: Descriptor, directory: Descriptor, name: str) -> bool:
     """Takes a file or directory for oneself, to build in it or to remove it.
 
@@ -214,7 +228,7 @@ def remove_tree(directory: Descriptor, name: str) -> None:
     except FileNotFoundError:
         return
     try:
-        for entry in os.listdir(inner.fd):
+        for entry in listed(inner):
             unlink(inner, entry)
     finally:
         inner.close()

@@ -226,14 +226,14 @@ def _clear_after_restart(directory: Descriptor) -> None:
         stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
         if stored == boot_id():
             return  # somebody else has done it
-        for token in os.listdir(dags.fd):
+        for token in files.listed(dags):
             files.rename(token, dags, names.scratch_name("old"), trash)
         for name in (names.POOL, names.RESERVATIONS):
             place = Descriptor.open(name, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
-            for old in os.listdir(place.fd):
+            for old in files.listed(place):
                 files.unlink(place, old)
         _remove_spilled(directory)
-        for name in os.listdir(trash.fd):
+        for name in files.listed(trash):
             files.remove_tree(trash, name)
         _replace_control(directory)
 

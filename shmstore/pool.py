@@ -235,7 +235,7 @@ def unviewed(directory: Descriptor, name: str) -> int | None:
 
 def viewed(space: Namespace) -> list[str]:
     """The names in the trash of segments that were viewed when their values died."""
-    return [n for n in os.listdir(space.trash.fd) if n.startswith(f"{names.VIEWED}-")]
+    return [n for n in files.listed(space.trash) if n.startswith(f"{names.VIEWED}-")]
 
 
 def kept(space: Namespace) -> int:
@@ -246,7 +246,7 @@ def kept(space: Namespace) -> int:
 def listed(space: Namespace) -> list[tuple[str, int, int]]:
     """Name, size and time (seconds, CLOCK_BOOTTIME) of each emptied segment."""
     found = []
-    for name in os.listdir(space.pool.fd):
+    for name in files.listed(space.pool):
         facts = names.parse_pooled_name(name)
         if facts is not None:
             found.append((name, *facts))

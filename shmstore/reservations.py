@@ -91,7 +91,7 @@ class Reservations:
         """The name of each note, and what it says; None for a dead process's."""
         place = self._place()
         try:
-            for name in os.listdir(place.fd):
+            for name in files.listed(place):
                 try:
                     note = Descriptor.open(name, os.O_RDWR, within=place.fd, inherit=False)
                 except FileNotFoundError:

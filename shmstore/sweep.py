@@ -66,7 +66,7 @@ Source: TypeAlias = Callable[[Namespace, Order], Iterator[GcAction]]
 def dags(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Sweeps every DAG: expired ones whole, of the others what they do not need."""
     try:
-        tokens = os.listdir(space.dags.fd)
+        tokens = files.listed(space.dags)
     except OSError:
         tokens = []
     if not tokens:
@@ -205,7 +205,7 @@ def free_file(space: Namespace, place: Descriptor, name: str, dry_run: bool) -> 
 def trash(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Frees cleared DAGs, and those whose creator died: it holds no lock on them any more."""
     try:
-        listed = os.listdir(space.trash.fd)
+        listed = files.listed(space.trash)
     except OSError:
         lookup.check_space(space)
         return
@@ -236,9 +236,9 @@ def _scrap(space: Namespace, name: str, order: Order) -> list[GcAction]:
 
 def _free_tree(space: Namespace, name: str, directory: Descriptor, order: Order) -> int:
     if order.dry_run:
-        return sum(files.allocated(directory, file) for file in os.listdir(directory.fd))
+        return sum(files.allocated(directory, file) for file in files.listed(directory))
     nbytes = 0
-    for file in os.listdir(directory.fd):
+    for file in files.listed(directory):
         nbytes += free_file(space, directory, file, dry_run=False)
         reach("sweep:file")
         if order.over:
@@ -255,7 +255,7 @@ def _free_tree(space: Namespace, name: str, directory: Descriptor, order: Order)
 
 def pages(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Removes control pages that were to replace the namespace's when their writer died."""
-    asides = [n for n in os.listdir(space.directory.fd) if n.startswith(names.CONTROL_ASIDE)]
+    asides = [n for n in files.listed(space.directory) if n.startswith(names.CONTROL_ASIDE)]
     if not asides:
         return
 

@@ -59,7 +59,7 @@ def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
         if manifest.generation in spill.generations(manifest.space):
             raise
         return []  # another directory was chosen meanwhile
-    found = {names.parse_spilled_name(name): name for name in os.listdir(directory.fd)}
+    found = {names.parse_spilled_name(name): name for name in files.listed(directory)}
     found.pop(None, None)
     if not found:
         return []
