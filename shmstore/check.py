@@ -20,6 +20,7 @@ from shmstore import (
     audit,
     clearing,
     expiry,
+    files,
     lookup,
     names,
     record,
@@ -69,7 +70,7 @@ def check(space: Namespace, fix: bool) -> list[Finding]:
         UnusableRoot: The namespace has been removed.
     """
     found = [*_namespace(space), *_scraps(space, fix, (sweep.trash, sweep.pages))]
-    tokens = sorted(os.listdir(space.dags.fd)) if space.dags.intact() else []
+    tokens = sorted(files.listed(space.dags)) if space.dags.intact() else []
     if not tokens:
         lookup.check_space(space)
     for token in tokens:

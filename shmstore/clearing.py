@@ -141,7 +141,7 @@ def _move_damaged(dag: tuple[Namespace, str, str]) -> bool:
         pass
     try:
         file = Descriptor.open(names.MANIFEST, os.O_RDWR, within=directory.fd)
-        files.write_all(file.fd, [CLEARED.to_bytes(8, "little")], STATE * 8)
+        files.write_all(file, [CLEARED.to_bytes(8, "little")], STATE * 8)
     except FileNotFoundError:
         pass
     _move_aside(space, token)
@@ -229,7 +229,7 @@ def empty_trash(space: Namespace) -> int:
     """
     found = 0
     try:
-        for name in os.listdir(space.trash.fd):
+        for name in files.listed(space.trash):
             if name.startswith("old-"):
                 free_tree(space, name)
                 found += 1
@@ -247,7 +247,7 @@ def free_tree(space: Namespace, name: str) -> None:
         directory = Descriptor.open(name, DIRECTORY, within=space.trash.fd)
     except FileNotFoundError:
         return  # somebody else is faster
-    for file in os.listdir(directory.fd):
+    for file in files.listed(directory):
         if names.parse_segment_name(file) is None:
             space.ledger.unlink(directory, file)
             continue

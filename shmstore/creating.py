@@ -105,4 +105,4 @@ def _build(space: Namespace, directory: Descriptor, dag_id: str) -> None:
     index.create(directory, 1, generation, nothing, nothing, homes, "create", space.ledger)
     reserved = space.ledger.reserve(len(page))
     with space.ledger.new_file(directory, names.MANIFEST, reserved) as file:
-        files.write_all(file.fd, [bytes(page)])
+        files.write_all(file, [bytes(page)])

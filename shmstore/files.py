@@ -83,7 +83,7 @@ def _check(fd: int, device: int, asked: int, headroom: int = 0) -> int:
     return free
 
 
-def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
+def write_all(file: Descriptor, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
     """Writes ``parts`` one after another from offset ``at`` on; returns the end.
 
     A short write (a signal, a file system nearly full) is gone on with. During a
@@ -106,12 +106,14 @@ def write_all(fd: int, parts: Sequence[memoryview | bytes], at: int = 0) -> int:
         now = pending[first : first + _MOST_PARTS]
         if end - checked > STRIDE:
             if at - checked >= STRIDE:
-                check_rest(fd, end)
+                check_rest(file.fd, end)
                 checked = at
             now = _up_to_stride(now)
         if here.lost:
             raise refused()
-        written = os.pwritev(fd, now, at)
+        # A child that a signal handler forks comes back to here with the file closed, and
+        # its number may be another file's.
+        written = os.pwritev(file.fd, now, at)
         at += written
         while first < len(pending) and written >= len(pending[first]):
             written -= len(pending[first])
@@ -154,6 +156,20 @@ def create_file(directory: Descriptor, name: str) -> Descriptor:
             raise refused() from None
         os.unlink(name, dir_fd=directory.fd)
         return Descriptor.open(name, flags, within=directory.fd)
+
+
+def listed(directory: Descriptor) -> list[str]:
+    """The names in a directory.
+
+    By a description of its own: how far a directory was read is noted in the open
+    description, which threads and forked children share. Of two that list by the same
+    one at once, either may miss names.
+    """
+    own = Descriptor.open(".", os.O_RDONLY | os.O_DIRECTORY, within=directory.fd, inherit=False)
+    try:
+        return os.listdir(own.fd)
+    finally:
+        own.close()
 
 
 def claimed(file: Descriptor, directory: Descriptor, name: str) -> bool:
@@ -212,7 +228,7 @@ def remove_tree(directory: Descriptor, name: str) -> None:
     except FileNotFoundError:
         return
     try:
-        for entry in os.listdir(inner.fd):
+        for entry in listed(inner):
             unlink(inner, entry)
     finally:
         inner.close()

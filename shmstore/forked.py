@@ -17,12 +17,14 @@ class _Here:
 
     Attributes:
         lost: True in a child that has yet to leave the change it was forked in.
+        forks: Rises in each child: a call that finds it raised was begun by the parent.
     """
 
-    __slots__ = ("lost",)
+    __slots__ = ("forks", "lost")
 
     def __init__(self) -> None:
         self.lost = False
+        self.forks = 0
 
 
 here = _Here()

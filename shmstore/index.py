@@ -199,5 +199,5 @@ def create(
     reserved = ledger.reserve(len(head) + table.nbytes, headroom)
     with ledger.new_file(directory, names.index_name(number), reserved) as file:
         reach(f"{during}:index-created")
-        write_all(file.fd, [bytes(head), memoryview(table).cast("B")])
+        write_all(file, [bytes(head), memoryview(table).cast("B")])
         reach(f"{during}:index-written")

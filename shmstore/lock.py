@@ -296,6 +296,7 @@ def _after_fork_in_child() -> None:
     me = get_ident()
     # Until this thread has left what it is inside of; waiting alone is nothing yet.
     here.lost = me in _inside and _waiting.get(me, True)
+    here.forks += 1
     _waiting.clear()
     for thread in [thread for thread in _inside if thread != me]:
         del _inside[thread]

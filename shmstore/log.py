@@ -232,6 +232,6 @@ def create(
         reserved = ledger.reserve(max(FIRST_SIZE, _whole_pages(end + more)))
     with ledger.new_file(directory, names.log_name(number), reserved) as file:
         reach(f"{during}:log-created")
-        write_all(file.fd, [bytes(page), *body])
+        write_all(file, [bytes(page), *body])
         os.posix_fallocate(file.fd, 0, max(FIRST_SIZE, _whole_pages(end + more)))
         reach(f"{during}:log-written")

@@ -55,7 +55,7 @@ def is_at(space: Namespace, token: str, directory: Descriptor) -> bool:
 def every_dag(space: Namespace) -> Iterator[tuple[str, Manifest | StoreError]]:
     """The token of each DAG that lives, in order, and the DAG, or why it cannot be read."""
     try:
-        tokens = sorted(os.listdir(space.dags.fd))
+        tokens = sorted(files.listed(space.dags))
     except OSError as error:
         raise converted(space, error) from error
     if not tokens:

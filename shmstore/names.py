@@ -19,6 +19,7 @@ CONTROL = "control"
 CONTROL_ASIDE = f".{CONTROL}-"
 DAGS = "dags"
 TRASH = "trash"
+VIEWED = "viewed"  # what a segment's name in the trash begins with
 POOL = "pool"
 SPILL = "spill"
 RESERVATIONS = "reservations"
@@ -235,5 +236,8 @@ def control_aside() -> str:
 
 
 def scratch_name(purpose: str) -> str:
-    """A fresh name in ``trash``: for a DAG being built ("new") or cleared ("old")."""
+    """A fresh name in ``trash``.
+
+    For a DAG being built ("new") or cleared ("old"), or a dead segment (``VIEWED``).
+    """
     return f"{purpose}-{os.urandom(8).hex()}"

@@ -126,7 +126,7 @@ def _create(directory: Descriptor, path: str) -> None:
     for name in (names.LIFECYCLE_LOCK, names.LEDGER_LOCK):
         Descriptor.open(name, os.O_RDWR | os.O_CREAT, within=directory.fd)
     file = Descriptor.open(".", os.O_TMPFILE | os.O_RDWR, within=directory.fd)
-    files.write_all(file.fd, [_control_page()])
+    files.write_all(file, [_control_page()])
     try:
         if here.lost:
             raise refused()
@@ -163,7 +163,7 @@ def _replace_control(directory: Descriptor) -> None:
     aside = names.control_aside()
     file = files.create_file(directory, aside)
     try:
-        files.write_all(file.fd, [_control_page()])
+        files.write_all(file, [_control_page()])
         files.rename(aside, directory, names.CONTROL, directory)
     except BaseException:
         files.unlink(directory, aside)
@@ -229,14 +229,14 @@ def _clear_after_restart(directory: Descriptor) -> None:
         stored = int.from_bytes(page[BOOT_ID_LOW * 8 : BOOT_ID_HIGH * 8 + 8], "little")
         if stored == boot_id():
             return  # somebody else has done it
-        for token in os.listdir(dags.fd):
+        for token in files.listed(dags):
             files.rename(token, dags, names.scratch_name("old"), trash)
         for name in (names.POOL, names.RESERVATIONS):
             place = Descriptor.open(name, os.O_RDONLY | os.O_DIRECTORY, within=directory.fd)
-            for old in os.listdir(place.fd):
+            for old in files.listed(place):
                 files.unlink(place, old)
         _remove_spilled(directory)
-        for name in os.listdir(trash.fd):
+        for name in files.listed(trash):
             files.remove_tree(trash, name)
         _replace_control(directory)
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from shmstore import creating, doorbell, expiry, lookup, names, upkeep
 from shmstore.errors import CorruptValue, StoreClosed, StoreFull
+from shmstore.forked import here, refused
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.record import WAIT_DEADLINE
@@ -45,7 +46,16 @@ class OpenDags:
         call: Callable[..., R],
         *args: Any,
     ) -> R | None:
-        """Returns ``call(manifest, ...)``, or None if there is no such DAG."""
+        """Returns ``call(manifest, ...)``, or None if there is no such DAG.
+
+        Makes room if there is too little to put right what is damaged.
+        """
+        try:
+            return self._read(dag_id, call, *args)
+        except StoreFull:
+            return with_relief(self.space, lambda: self._read(dag_id, call, *args))
+
+    def _read(self, dag_id: str, call: Callable[..., R], *args: Any) -> R | None:
         if type(dag_id) is not str:
             names.encode_id(dag_id, "dag_id")
         for _ in range(_MOST_SUPERSEDED):
@@ -64,11 +74,17 @@ class OpenDags:
         call: Callable[..., R],
         *args: Any,
     ) -> R:
-        """Returns ``call(manifest, ...)``; the DAG is created if need be."""
+        """Returns ``call(manifest, ...)``; the DAG is created if need be.
+
+        A child that is forked meanwhile leaves the change to its parent.
+        """
         if type(dag_id) is not str:
             names.encode_id(dag_id, "dag_id")
+        begun_after = here.forks
         for _ in range(_MOST_SUPERSEDED):
             manifest = self.manifests.get(dag_id) or self._create(dag_id)
+            if here.forks != begun_after:
+                raise refused()
             try:
                 return call(manifest, *args)
             except Superseded:

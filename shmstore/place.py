@@ -90,7 +90,7 @@ def try_out(directory: Descriptor, path: str) -> None:
             raise UnusableRoot(path, reason + " (no O_TMPFILE)") from None
         raise
     try:
-        files.write_all(file.fd, [bytes(record.PAGE)])
+        files.write_all(file, [bytes(record.PAGE)])
         leased = os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(leased, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -123,17 +123,32 @@ def retire(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> N
 
 
 def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> bool:
-    """Frees a segment that no record names any more; False if somebody was faster.
+    """Frees a segment that no record names any more; False if that cannot be now.
 
-    Views that are held keep theirs.
+    Views that are held keep theirs. Its memory is free with the last of them; where memory
+    is accounted for, it counts until then: it stays, under a name in ``trash``.
+
+    If the process dies here, the segment is where it was, empty or not, or in the trash.
     """
-    recounts = space.ledger.recounts
-    if nbytes >= SMALLEST:
-        file = take(directory, name)
-        if file is not None:
-            _empty(file)
-            file.close()
-    return space.ledger.unlink(directory, name, (nbytes, recounts))
+    ledger = space.ledger
+    recounts = ledger.recounts
+    if nbytes < SMALLEST and not ledger.capacity:
+        return ledger.unlink(directory, name)
+    file = take(directory, name)
+    if file is None:
+        if not ledger.capacity:
+            return ledger.unlink(directory, name)
+        try:
+            aside = names.scratch_name(names.VIEWED)
+            ledger.still(files.rename, name, directory, aside, space.trash)
+        except FileNotFoundError:
+            pass  # somebody was faster
+        return False
+    try:
+        _empty(file)
+        return ledger.unlink(directory, name, (file.size, recounts))
+    finally:
+        file.close()
 
 
 def _empty(file: Descriptor) -> None:
@@ -178,13 +193,25 @@ def free(space: Namespace, name: str) -> int | None:
 
     If the process dies here, the segment is empty and still in the pool.
     """
+    return _free(space, space.pool, name)
+
+
+def free_viewed(space: Namespace, name: str) -> int | None:
+    """Frees one that ``discard`` found viewed; its bytes, or None if it still is, or gone.
+
+    If the process dies here, the segment is empty and still in the trash.
+    """
+    return _free(space, space.trash, name)
+
+
+def _free(space: Namespace, directory: Descriptor, name: str) -> int | None:
     recounts = space.ledger.recounts
-    file = take(space.pool, name)
+    file = take(directory, name)
     if file is None:
         return None
     try:
         _empty(file)
-        files.unlink(space.pool, name)
+        files.unlink(directory, name)
     finally:
         file.close()
     space.ledger.give_back(file.size, recounts)
@@ -197,13 +224,18 @@ def set_limit(space: Namespace, nbytes: int) -> None:
     trim(space, nbytes)
 
 
-def unviewed(space: Namespace, name: str) -> int | None:
-    """What freeing an emptied segment would free; None if it is viewed or gone."""
-    file = take(space.pool, name)
+def unviewed(directory: Descriptor, name: str) -> int | None:
+    """What freeing a segment of no value would free; None if it is viewed or gone."""
+    file = take(directory, name)
     if file is None:
         return None
     file.close()
     return whole_pages(file.size)
+
+
+def viewed(space: Namespace) -> list[str]:
+    """The names in the trash of segments that were viewed when their values died."""
+    return [n for n in files.listed(space.trash) if n.startswith(f"{names.VIEWED}-")]
 
 
 def kept(space: Namespace) -> int:
@@ -214,7 +246,7 @@ def kept(space: Namespace) -> int:
 def listed(space: Namespace) -> list[tuple[str, int, int]]:
     """Name, size and time (seconds, CLOCK_BOOTTIME) of each emptied segment."""
     found = []
-    for name in os.listdir(space.pool.fd):
+    for name in files.listed(space.pool):
         facts = names.parse_pooled_name(name)
         if facts is not None:
             found.append((name, *facts))

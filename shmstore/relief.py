@@ -28,6 +28,7 @@ from shmstore import (
 from shmstore.commit import Change, Replaced, commit
 from shmstore.errors import CorruptValue, NotFound, StoreError, StoreFull, UnusableRoot
 from shmstore.files import EXHAUSTED
+from shmstore.forked import here, refused
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
 from shmstore.record import DELETE, PUT, SPILLED, Record, middle
@@ -49,7 +50,10 @@ def with_relief(space: Namespace, call: Callable[[], R]) -> R:
         StoreFull: All that can be done has been done.
         UnusableRoot: The namespace has been removed.
     """
+    begun_after = here.forks
     for tries in range(_ROUNDS):
+        if here.forks != begun_after:
+            raise refused()  # a child that was forked meanwhile: its parent makes the change
         try:
             return call()
         except StoreFull as full:

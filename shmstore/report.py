@@ -13,7 +13,10 @@ class GcAction:
         kind: "orphan" (a segment of no live value), "leftover" (a log or index that is
             not current), "trash" (a cleared DAG on its way out), "abandoned" (a DAG whose
             creator died), "cleared" (a DAG whose clearer died), "page" (a half-made
-            control page), "expired" (a DAG unused for longer than it is kept), "failed".
+            control page), "expired" (a DAG unused for longer than it is kept), "pool" (an
+            emptied segment), "viewed" (a dead value's segment that was viewed until now),
+            "spilled" (what a DAG that is gone has on disk), "note" (what a dead process had
+            reserved), "failed".
         dag_id: The DAG, or None.
         name: The file or directory.
         nbytes: Shared memory that was freed; memory that is still viewed comes back with

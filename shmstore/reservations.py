@@ -75,7 +75,7 @@ class Reservations:
             if not total:
                 return
             self._note = self._new()
-        files.write_all(self._note.fd, [total.to_bytes(8, "little")])
+        files.write_all(self._note, [total.to_bytes(8, "little")])
 
     def _new(self) -> Descriptor:
         place = self._place()
@@ -91,7 +91,7 @@ class Reservations:
         """The name of each note, and what it says; None for a dead process's."""
         place = self._place()
         try:
-            for name in os.listdir(place.fd):
+            for name in files.listed(place):
                 try:
                     note = Descriptor.open(name, os.O_RDWR, within=place.fd, inherit=False)
                 except FileNotFoundError:

@@ -40,7 +40,7 @@ _turn = threading.RLock()  # held between forks only
 
 
 class SegmentGone(Again):
-    """The segment has no name any more, or is being reclaimed: look the value up again."""
+    """The named segment is gone, or is being reclaimed: look the value up again."""
 
 
 def attach(
@@ -68,7 +68,7 @@ def attach(
 
     Raises:
         SegmentGone: Look the value up again.
-        CorruptValue: The segment is shorter than the payload.
+        CorruptValue: The segment is shorter than the payload, and the caller has the lock.
     """
     if mode == READ:
         mapping = _mapped.get(number)
@@ -86,7 +86,7 @@ def _attach(
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = open_descriptor(name, flags, 0, directory.fd)
     except FileNotFoundError:
-        raise SegmentGone from None
+        raise SegmentGone(name) from None
     try:
         # The lease first, then the look whether it is on the file at this name:
         # in between, a writer might have claimed the file for another value.
@@ -94,16 +94,18 @@ def _attach(
             fcntl.flock(fd, _LEASE)
         except BlockingIOError:
             if not locked:
-                raise SegmentGone from None
+                raise SegmentGone(name) from None
             leased = False
         status = os.fstat(fd)
         try:
             at_name = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         except FileNotFoundError:
-            raise SegmentGone from None
+            raise SegmentGone(name) from None
         if at_name.st_ino != status.st_ino or at_name.st_dev != status.st_dev:
-            raise SegmentGone
+            raise SegmentGone(name)
         if status.st_size < nbytes:
+            if not locked:  # a dead value's, cut by who frees it
+                raise SegmentGone(name)
             raise CorruptValue(f"it holds {status.st_size:,} of the value's {nbytes:,} bytes", name)
         mapping = None if mode == COPY or not leased else _map(fd, nbytes, mode)
         if mapping is None:

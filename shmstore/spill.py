@@ -9,6 +9,7 @@ is never written again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from shmstore.namespace import Namespace, boot_id
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _OWNER = ".json"  # beside the directory: whose it is
+_LARGEST_OWNER = 1 << 16
 
 
 def place(space: Namespace) -> str | None:
@@ -70,7 +72,7 @@ def _set_place(order: tuple[Namespace, str]) -> None:
     own = os.path.join(path, f"shmstore-{os.geteuid()}-{os.urandom(8).hex()}")
     file = Descriptor.open(own + _OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        files.write_all(file.fd, [json.dumps(_owner(space)).encode()])
+        files.write_all(file, [json.dumps(_owner(space)).encode()])
         os.fsync(file.fd)
     finally:
         file.close()
@@ -154,8 +156,7 @@ def _remove_stale(space: Namespace, path: str) -> None:
         if not (name.startswith(f"shmstore-{os.geteuid()}-") and name.endswith(_OWNER)):
             continue
         try:
-            with open(os.path.join(path, name), encoding="utf-8") as file:
-                owner = json.load(file)
+            owner = json.loads(_own_file(os.path.join(path, name)))
             here_before = all(owner[key] == me[key] for key in ("inner_path", "device"))
             own = os.path.join(path, name.removesuffix(_OWNER))
             if (owner["boot_id"] != me["boot_id"] or here_before) and own != place(space):
@@ -164,6 +165,25 @@ def _remove_stale(space: Namespace, path: str) -> None:
                     os.unlink(own + _OWNER)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being removed by somebody else, or none of ours
+
+
+def _own_file(path: str) -> bytes:
+    """What a file of this user's holds.
+
+    Others may write into the directory, too: what they put there under such a name, a
+    pipe that nobody writes to say, is neither read nor waited for.
+
+    Raises:
+        ValueError: It is no file, or somebody else's.
+    """
+    file = Descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(file.fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise ValueError(f"{path} is not ours")
+        return os.pread(file.fd, _LARGEST_OWNER, 0)
+    finally:
+        file.close()
 
 
 def generations(space: Namespace) -> list[int]:
@@ -229,11 +249,32 @@ def remove(manifest: Manifest, number: int) -> None:
     files.unlink(dag_directory(manifest), names.segment_name(number, spilled=True))
 
 
-def remove_generation(space: Namespace, generation: int) -> None:
+def remove_generation(space: Namespace, generation: int) -> OSError | None:
     """Removes all that was spilled of a DAG that has been cleared.
 
-    What a death leaves here is removed by the next sweep.
+    What a death leaves here, or what fails, is for the next sweep.
+
+    Returns:
+        What kept it from it, or None.
     """
     at = place(space)
-    if at is not None:
-        shutil.rmtree(os.path.join(at, names.generation_name(generation)), ignore_errors=True)
+    if at is None:
+        return None
+    path = os.path.join(at, names.generation_name(generation))
+    failed: OSError | None = None
+    try:
+        for name in os.listdir(path):
+            try:
+                os.unlink(os.path.join(path, name))
+            except FileNotFoundError:
+                pass  # somebody else is at it
+            except OSError as error:
+                failed = error
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        # Not empty: a value that was being moved came too late, or what failed above.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            failed = error
+    return failed

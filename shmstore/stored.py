@@ -182,9 +182,9 @@ def _find_under_lock(manifest: Manifest, key: bytes, mode: str) -> tuple[Record,
 
     try:
         return manifest.guarded(look)
-    except segment.SegmentGone:
+    except segment.SegmentGone as gone:
         raise CorruptValue(
-            "its segment is missing", "the DAG's directory", manifest.dag_id, key.decode()
+            "its segment is missing", str(gone), manifest.dag_id, key.decode()
         ) from None
 
 

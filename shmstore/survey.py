@@ -13,14 +13,13 @@ are never used twice, it stays garbage.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_intdigest as checksum
 
-from shmstore import names, recovery
+from shmstore import files, names, recovery
 from shmstore.crashpoints import reach
 from shmstore.errors import CorruptValue
 from shmstore.index import IndexDamagedError
@@ -64,7 +63,7 @@ def listing(manifest: Manifest) -> Listing:
     segments: set[int] = set()
     numbered: set[str] = set()
     unknown: set[str] = set()
-    for name in os.listdir(manifest.directory.fd):
+    for name in files.listed(manifest.directory):
         number = names.parse_segment_name(name)
         if number is not None:
             segments.add(number)

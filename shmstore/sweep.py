@@ -66,7 +66,7 @@ Source: TypeAlias = Callable[[Namespace, Order], Iterator[GcAction]]
 def dags(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Sweeps every DAG: expired ones whole, of the others what they do not need."""
     try:
-        tokens = os.listdir(space.dags.fd)
+        tokens = files.listed(space.dags)
     except OSError:
         tokens = []
     if not tokens:
@@ -205,11 +205,13 @@ def free_file(space: Namespace, place: Descriptor, name: str, dry_run: bool) -> 
 def trash(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Frees cleared DAGs, and those whose creator died: it holds no lock on them any more."""
     try:
-        listed = os.listdir(space.trash.fd)
+        listed = files.listed(space.trash)
     except OSError:
         lookup.check_space(space)
         return
     for name in sorted(listed):
+        if name.startswith(f"{names.VIEWED}-"):
+            continue
         if order.over:
             return
         yield from guarded(None, f"{names.TRASH}/{name}", partial(_scrap, space, name, order))
@@ -234,9 +236,9 @@ def _scrap(space: Namespace, name: str, order: Order) -> list[GcAction]:
 
 def _free_tree(space: Namespace, name: str, directory: Descriptor, order: Order) -> int:
     if order.dry_run:
-        return sum(files.allocated(directory, file) for file in os.listdir(directory.fd))
+        return sum(files.allocated(directory, file) for file in files.listed(directory))
     nbytes = 0
-    for file in os.listdir(directory.fd):
+    for file in files.listed(directory):
         nbytes += free_file(space, directory, file, dry_run=False)
         reach("sweep:file")
         if order.over:
@@ -253,7 +255,7 @@ def _free_tree(space: Namespace, name: str, directory: Descriptor, order: Order)
 
 def pages(space: Namespace, order: Order) -> Iterator[GcAction]:
     """Removes control pages that were to replace the namespace's when their writer died."""
-    asides = [n for n in os.listdir(space.directory.fd) if n.startswith(names.CONTROL_ASIDE)]
+    asides = [n for n in files.listed(space.directory) if n.startswith(names.CONTROL_ASIDE)]
     if not asides:
         return
 
@@ -275,10 +277,24 @@ def emptied(space: Namespace, order: Order) -> Iterator[GcAction]:
     for name, _, emptied_s in pool.listed(space):
         if emptied_s > before_s:
             continue
-        nbytes = pool.unviewed(space, name) if order.dry_run else pool.free(space, name)
+        nbytes = pool.unviewed(space.pool, name) if order.dry_run else pool.free(space, name)
         if nbytes is not None:
             why = "an emptied segment that was kept for reuse"
             yield GcAction("pool", None, f"{names.POOL}/{name}", nbytes, why)
+
+
+def viewed(space: Namespace, order: Order) -> Iterator[GcAction]:
+    """Frees segments that were viewed when their values died, and are no longer."""
+    for name in pool.viewed(space):
+        if order.over:
+            return
+        if order.dry_run:
+            nbytes = pool.unviewed(space.trash, name)
+        else:
+            nbytes = pool.free_viewed(space, name)
+        if nbytes is not None:
+            why = "a dead value's segment that was viewed until now"
+            yield GcAction("viewed", None, f"{names.TRASH}/{name}", nbytes, why)
 
 
 def guarded(dag_id: str | None, name: str, look: Callable[[], list[GcAction]]) -> list[GcAction]:

@@ -45,9 +45,11 @@ def _spilled(space: Namespace, order: Order) -> Iterator[GcAction]:
             yield from guarded(manifest.dag_id, name, partial(_of_living, manifest, name, order))
             continue
         nbytes = _size(os.path.join(at, names.generation_name(generation)))
-        if not order.dry_run:
-            spill.remove_generation(space, generation)
-        yield GcAction("spilled", None, name, nbytes, "its DAG was cleared")
+        failed = None if order.dry_run else spill.remove_generation(space, generation)
+        if failed is None:
+            yield GcAction("spilled", None, name, nbytes, "its DAG was cleared")
+        else:
+            yield GcAction("failed", None, name, 0, str(failed))
 
 
 def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
@@ -57,7 +59,7 @@ def _of_living(manifest: Manifest, path: str, order: Order) -> list[GcAction]:
         if manifest.generation in spill.generations(manifest.space):
             raise
         return []  # another directory was chosen meanwhile
-    found = {names.parse_spilled_name(name): name for name in os.listdir(directory.fd)}
+    found = {names.parse_spilled_name(name): name for name in files.listed(directory)}
     found.pop(None, None)
     if not found:
         return []

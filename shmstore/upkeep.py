@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from shmstore import expiry, lookup, names, sweep, sweep_disk
+from shmstore import expiry, files, lookup, names, sweep, sweep_disk
 from shmstore.crashpoints import reach
 from shmstore.errors import StoreError
 from shmstore.forked import here
@@ -39,6 +39,7 @@ SOURCES: tuple[sweep.Source, ...] = (
     sweep.trash,
     sweep.pages,
     sweep.emptied,
+    sweep.viewed,
     sweep_disk.spilled,
     sweep_disk.notes,
 )
@@ -89,7 +90,7 @@ def on_opening(space: Namespace, manifest: Manifest) -> None:
 
 
 def _sweep_others(space: Namespace, order: Order) -> None:
-    tokens = os.listdir(space.dags.fd)
+    tokens = files.listed(space.dags)
     random.shuffle(tokens)  # so that in time it is everyone's turn
     for token in tokens:
         if order.over:

@@ -63,7 +63,7 @@ class Written:
             OSError: Also if there is none.
         """
         if self._claimed is None:
-            files.write_all(self._file.fd, parts)
+            files.write_all(self._file, parts)
             reach("segment:written")
             return
         nbytes = self._nbytes
@@ -74,7 +74,7 @@ class Written:
             and not here.lost
             and warm.fill(self._space.pool, self._claimed, self._file, parts, nbytes)
         ):
-            files.write_all(self._file.fd, parts)
+            files.write_all(self._file, parts)
         reach("pool:written")
 
     def write_at(self, at: int, piece: memoryview | bytes) -> None:
@@ -89,7 +89,7 @@ class Written:
             if at >= self._check_at:
                 self._check_at = at + files.STRIDE
                 files.check_rest(self._file.fd, self._nbytes)
-            files.write_all(self._file.fd, (piece,), at)
+            files.write_all(self._file, (piece,), at)
         except OSError as error:
             raise _converted(error, self._nbytes, self._file) from error
 

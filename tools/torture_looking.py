@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import shmstore
 from tests import reading_files
+from tools import torture_evidence as evidence
 from tools import torture_values as values
 from tools.torture_history import Fault, Place
 from tools.torture_ledger import Ledger
@@ -28,6 +30,7 @@ _LARGEST_REST = 4 << 20  # control page, notes of reservations
 _VIEWS = 40
 _TRIES = 10
 _PROBE = "probe"
+_VIEWED = "viewed-"
 
 
 @dataclass
@@ -81,7 +84,11 @@ def look_at_all(scene: Scene, asked: Iterable[Place]) -> Found:
             found.faults.append(Fault(text, info.dag_id))
         listed |= {(info.dag_id, id) for id in ids}
     for place in sorted(listed.union(asked)):
-        value = store.get(*place, default=None)
+        try:
+            value = store.get(*place, default=None)
+        except shmstore.CorruptValue as error:
+            found.faults.append(Fault(evidence.told(error, store), *place))
+            continue
         if (value is None) == (place in listed) or store.has_value(*place) == (value is None):
             text = f"get gives {value!r:.80}, listed is {place in listed}"
             found.faults.append(Fault(text, *place))
@@ -110,7 +117,7 @@ def _look_at_files(scene: Scene, found: Found) -> None:
         if dag.orphans or dag.leftovers or dag.state != reading_files.LIVE:
             text = f"gc has left {dag.orphans}, {dag.leftovers} and state {dag.state!r}"
             found.faults.append(Fault(text, dag.dag_id))
-    trash = reading_files.trash(scene.root)
+    trash = [n for n in reading_files.trash(scene.root) if not n.startswith(_VIEWED)]
     if trash:
         found.faults.append(Fault(f"gc has left {trash} in the trash"))
     in_files = {(dag.dag_id, id) for dag in dags.values() for id in dag.records}
@@ -133,16 +140,19 @@ def _look_at_memory(scene: Scene, found: Found, dags: dict[str, reading_files.Da
         text = f"the DAGs take {in_dags:,} bytes, their live entries need {needed:,}"
         found.faults.append(Fault(text))
     pool = os.path.join(space, "pool")
-    in_pool = allocated(pool)
+    trash = os.path.join(space, "trash")
+    in_pool = allocated(pool) + allocated(trash)
     for _ in range(_TRIES):
-        unviewed = [name for name in os.listdir(pool) if not _is_viewed(os.path.join(pool, name))]
+        kept = [os.path.join(pool, name) for name in os.listdir(pool)]
+        kept += [os.path.join(trash, n) for n in os.listdir(trash) if n.startswith(_VIEWED)]
+        unviewed = [path for path in kept if not _is_viewed(path)]
         if not unviewed:
             break
         # The witness goes on, and may have let go of it after the gc.
         with scene.store() as store:
             store.gc()
     if unviewed:
-        found.faults.append(Fault(f"gc has left {unviewed} in the pool, which nobody views"))
+        found.faults.append(Fault(f"gc has left {unviewed}, which nobody views"))
     if scene.capacity and found.shared_memory > scene.capacity:
         text = f"{found.shared_memory:,} bytes are taken, the capacity is {scene.capacity:,}"
         found.faults.append(Fault(text))
@@ -193,10 +203,10 @@ def witness(scene: Scene) -> NoReturn:
     """
     status = BROKEN
     ledger = Ledger(os.path.join(scene.ledgers, WITNESS), 1)
+    store = scene.store()
     try:
         chance = random.Random(f"{scene.seed}/witness")
         held: list[tuple[str, str, int, Any]] = []
-        store = scene.store()
         while not scene.ending:
             _take_one(scene, store, chance, held, ledger)
             if len(held) > _VIEWS:
@@ -207,8 +217,8 @@ def witness(scene: Scene) -> NoReturn:
             ledger.kept(bool(held))
             time.sleep(0.005)
         status = 0
-    except BaseException:
-        ledger.fault(f"the witness: {traceback.format_exc()}")
+    except BaseException as error:
+        ledger.fault(f"the witness: {evidence.told(error, store)}")
     finally:
         os._exit(status)
 

@@ -24,6 +24,7 @@ import numpy as np
 import shmstore
 from shmstore import compaction, crashpoints, upkeep
 from tests import reading_files
+from tools import torture_evidence as evidence
 from tools import torture_values as values
 from tools.torture_ledger import Ledger, StrayedError
 from tools.torture_scene import (
@@ -353,8 +354,8 @@ def end(worker: Worker) -> NoReturn:
         worker.wait_for_children()
         missed = worker.plan.point is not None and not worker.plan.forks
         status = MISSED if missed and not worker.scene.over else 0
-    except BaseException:
-        told = f"writer {worker.writer}: {traceback.format_exc()}"
+    except BaseException as error:
+        told = f"writer {worker.writer}: {evidence.told(error, worker.store)}"
         try:
             worker.ledger.fault(told)
         except BaseException:

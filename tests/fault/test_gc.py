@@ -21,7 +21,9 @@ from shmstore import (
     lookup,
     namespace,
     pool,
+    reading,
     record,
+    segment,
     survey,
     upkeep,
 )
@@ -532,3 +534,17 @@ def test_a_log_that_grows_under_a_sweep_is_not_called_damaged(root: str) -> None
     assert manifest.control[record.CURRENT] == seen.current, "in the same file"
     assert survey.records_sound(seen)
     assert len(survey.newest(seen)[1]) == store.count("d")
+
+
+def test_a_segment_that_is_being_freed_is_not_called_damaged(root: str) -> None:
+    """A reader that comes from a dead record to a segment cut to nothing looks again."""
+    store = shmstore.Store(root)
+    store.put("d", "a", np.full(1 << 17, 1))
+    manifest = store._dags.manifests["d"]
+    dead = reading.find(manifest, b"a")
+    assert dead is not None
+    kill_at("commit:unlocked", 1, lambda: shmstore.Store(root).put("d", "a", np.full(1 << 17, 2)))
+    kill_at("pool:emptied", 1, lambda: shmstore.Store(root).gc())
+    with pytest.raises(segment.SegmentGone):
+        segment.attach(manifest.directory, dead.segment, dead.nbytes)
+    assert np.array_equal(store.get("d", "a"), np.full(1 << 17, 2))

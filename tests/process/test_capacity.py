@@ -219,3 +219,65 @@ def test_copies_go_first_the_oldest_and_unviewed(root: str) -> None:
     assert left == ["original", "copy-0", "copy-2", "copy-3"]
     assert np.array_equal(view, _value(0))
     reading_files.check(root)
+
+
+@pytest.mark.parametrize("kib", [20, 100, 200])
+def test_what_is_viewed_counts_until_its_last_view_goes(root: str, kib: int) -> None:
+    """Dead values that are viewed take memory: a capacity bounds them, too, whatever their size."""
+    limit = 4 << 20
+    store = shmstore.Store(root, capacity=limit, pool=1 << 20)
+    views = []
+    with pytest.raises(shmstore.StoreFull):
+        for n in range(2 * limit // (kib << 10)):
+            store.put("d", "a", np.full(kib << 7, n))
+            views.append(store.get("d", "a"))
+    assert [int(view[0]) for view in views] == list(range(len(views)))
+    taken = sum(path.stat().st_blocks * 512 for path in Path(root).rglob("*") if path.is_file())
+    assert sum(view.nbytes for view in views) <= taken <= limit
+    del views
+    store.put("d", "a", np.full(kib << 7, -1))
+    store.gc()
+    assert reading_files.trash(root) == []
+    account = reading_files.account(root)
+    assert account.allocated <= account.used
+    reading_files.check(root)
+
+
+def test_what_is_viewed_and_swept_counts_until_its_last_view_goes(root: str) -> None:
+    """Also what a dead process has left: gc may take its name, and not forget its memory."""
+    store = shmstore.Store(root, capacity="4MiB", pool=0)
+    for id in ("orphan", "cleared"):
+        store.put(id, "a", np.full(1 << 17, 7))
+    views = [store.get(dag_id, "a") for dag_id in ("orphan", "cleared")]
+    other = np.full(10_000, 8)
+    kill_at("commit:unlocked", 1, lambda: shmstore.Store(root).put("orphan", "a", other))
+    kill_at("clear:renamed", 1, lambda: shmstore.Store(root).clear("cleared"))
+    store.gc()
+    assert store._dags.space.ledger.used >= 2 << 20
+    assert [int(view[-1]) for view in views] == [7, 7]
+    del views
+    assert [one.kind for one in store.gc(dry_run=True).actions] == ["viewed", "viewed"]
+    assert [one.nbytes for one in store.gc().actions] == [1 << 20, 1 << 20]
+    assert store._dags.space.ledger.used < 1 << 20
+    assert reading_files.trash(root) == []
+
+
+def test_a_damaged_index_is_rebuilt_where_the_capacity_is_used_up(root: str) -> None:
+    """Values stay readable at the limit: what can be freed makes room for the new index."""
+    store = shmstore.Store(root, pool="1MiB")
+    store.put_many("d", {f"{n}": n for n in range(5)})
+    store.put("d", "spare", np.zeros(1 << 15))
+    store.delete("d", "spare")
+    assert reading_files.pool(root)
+    shmstore.Store(root, capacity=_taken(root))
+    index = reading_files.read(root, "d").index
+    raw = bytearray(index.read_bytes())
+    for at in range(128, len(raw), 16):
+        if any(raw[at + 8 : at + 16]):
+            raw[at + 8] ^= 0x10  # a tag
+    with index.open("r+b") as file:
+        file.write(raw)
+    assert shmstore.Store(root).get("d", "3") == 3
+    assert sorted(shmstore.Store(root).ids("d")) == list("01234")
+    assert not reading_files.pool(root)
+    reading_files.check(root)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints
+from shmstore import crashpoints, files, record
+from shmstore.descriptor import Descriptor
 from tests import reading_files
 from tests.fault.killing import DEADLINE_S, kill_at
+from tests.fault.scenarios import set_word
 from tests.process.errands import large
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -117,3 +119,68 @@ def test_a_child_makes_no_change_of_its_parent_again(
     other = shmstore.Store(root)
     assert other.get("d", "a") == "new"
     reading_files.check(root)
+
+
+def test_a_child_forked_as_the_dag_is_opened_leaves_the_put_to_its_parent(root: str) -> None:
+    """What a call was asked for in the parent is done once, wherever the fork fell."""
+    store = shmstore.Store(root)
+    store.put_many("d", {"a": 1, "b": 2})
+    kill_at("commit:tail", 1, store.put_many, "d", {"a": 3, "b": 4})
+    set_word(reading_files.read(root, "d").manifest, record.SWEPT, 0)
+    store = shmstore.Store(root)
+    with forked_at("redo:slot", lambda: store.put("d", "c", "old")) as go:
+        store.put("d", "c", "new")
+        told = go()
+    assert "StoreBusy" in told
+    assert shmstore.Store(root).get("d", "c") == "new"
+
+
+def test_a_child_forked_as_room_is_made_leaves_the_put_to_its_parent(root: str) -> None:
+    """The put that was short of room is made once, by the process that was asked for it."""
+    store = shmstore.Store(root, capacity="4MiB", pool="4MiB")
+    store.put("d", "spare", b"x" * (5 << 19))
+    store.delete("d", "spare")
+    several = {"a": b"a" * (1 << 20), "b": b"b" * (1 << 20)}
+    with forked_at("pool:emptied", lambda: store.put_many("d", several)) as go:
+        store.put("d", "a", "new")
+        told = go()
+    assert "StoreBusy" in told
+    assert shmstore.Store(root).get("d", "a") == "new"
+    reading_files.check(root)
+
+
+class _Forking(bytearray):
+    """Bytes that fork when they are first measured, as a signal handler might just then."""
+
+    fork: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        fork, self.fork = self.fork, None
+        if fork is not None:
+            fork()
+        return super().__len__()
+
+
+def test_a_child_writes_no_payload_into_a_file_of_its_own(root: str) -> None:
+    """The number of a file that a child closed may be another file's: that is not written."""
+    file = Descriptor.open(root, os.O_TMPFILE | os.O_RDWR, inherit=False)
+    pids: list[int] = []
+
+    def fork() -> None:
+        number = file.fd
+        pids.append(os.fork())
+        if not pids[0]:
+            own = os.open(f"{root}/own", os.O_RDWR | os.O_CREAT)
+            if own != number:
+                os.dup2(own, number)
+
+    payload = _Forking(b"x" * 100)
+    payload.fork = fork
+    parent = os.getpid()
+    try:
+        assert files.write_all(file, [payload]) == 100
+    finally:
+        if os.getpid() != parent:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 4
+    assert os.path.getsize(f"{root}/own") == 0

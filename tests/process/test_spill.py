@@ -12,10 +12,11 @@ import pytest
 import shmstore
 from shmstore import lookup, names, reading, relief, spill
 from tests import reading_files
-from tests.fault.enclosed import mount_tmpfs, with_mounts
-from tests.fault.killing import call
+from tests.fault.enclosed import mount, mount_tmpfs, with_mounts
+from tests.fault.killing import call, kill_at
 
 _MIB = 1 << 20
+_READ_ONLY, _REMOUNT = 1, 32
 
 
 @pytest.fixture
@@ -266,3 +267,51 @@ def test_a_value_that_cannot_fit_moves_nothing(root: str, disk: str) -> None:
     with pytest.raises(shmstore.StoreFull, match="capacity"):
         store.put("d", "huge", _value(1, 9 * _MIB))
     assert _on_disk(disk) == []
+
+
+def _sweep_a_disk_that_may_not_be_written(root: str) -> None:
+    disk = mount_tmpfs(f"{root}/disk", 8 * _MIB)
+    store = shmstore.Store(f"{root}/own", spill=disk)
+    store.put("d", "a", _value(1))
+    _spill(store, "a")
+    kill_at("clear:renamed", 1, lambda: shmstore.Store(f"{root}/own").clear("d"))
+    mount("none", disk, None, _REMOUNT | _READ_ONLY)
+    report = store.gc()
+    (failed,) = report.failed
+    assert "Read-only" in failed.why
+    assert not [action for action in report.actions if action.kind == "spilled"]
+    mount("none", disk, None, _REMOUNT)
+    (action,) = store.gc().actions
+    assert (action.kind, action.nbytes) == ("spilled", _MIB)
+    assert _on_disk(disk) == []
+
+
+def test_what_cannot_be_removed_is_not_called_freed(root: str) -> None:
+    """Gc says what it could not remove from the disk, and why; the next one removes it."""
+    with_mounts(_sweep_a_disk_that_may_not_be_written, root)
+
+
+def test_what_others_put_beside_is_neither_waited_for_nor_believed(
+    root: str, tmp_path: Path
+) -> None:
+    """A spill directory may be written by others: no name there stops a store or removes one."""
+    path = tmp_path / "shared"
+    path.mkdir(mode=0o1777)
+    path.chmod(0o1777)
+    os.mkfifo(path / f"shmstore-{os.geteuid()}-pipe.json")
+    os.symlink("/dev/zero", path / f"shmstore-{os.geteuid()}-link.json")
+    theirs = path / f"shmstore-{os.geteuid()}-theirs"
+    theirs.mkdir()
+    told = theirs.with_suffix(".json")
+    told.write_text('{"boot_id": "of another start", "device": 0, "inner_path": "/"}')
+    if os.geteuid() == 0:  # only root can make it look as if another user had made it
+        os.chown(told, 65534, -1)
+
+    def open_one() -> str | None:
+        with shmstore.Store(root, spill=path) as store:
+            return spill.place(store._dags.space)
+
+    place = call(open_one, timeout_s=10.0)
+    assert place is not None
+    assert os.path.dirname(place) == str(path)
+    assert theirs.exists() == (os.geteuid() == 0)

@@ -22,6 +22,7 @@ from shmstore import crashpoints, index, lock, recovery
 from shmstore.record import COUNTER, INDEXED, TAIL
 from tests.fault.killing import Child
 from tools import torture, torture_steps
+from tools import torture_evidence as evidence
 
 _CHECKOUT = Path(__file__).parents[2]
 _TIMEOUT_S = 100.0
@@ -80,6 +81,19 @@ def test_an_interrupted_run_ends_its_processes_and_leaves_nothing(root: str) -> 
 def test_every_crash_point_has_what_leads_to_it() -> None:
     """No crash point is left to chance: each has a step that its victims begin with."""
     assert [point for point in crashpoints.POINTS if not torture_steps.leading_to(point)] == []
+
+
+def test_a_value_that_cannot_be_read_is_told_with_the_state_of_its_files(root: str) -> None:
+    """What is found at the moment of a fault tells a value that was lost from a false alarm."""
+    store = shmstore.Store(root)
+    location = store.put("d", "lost", b"x" * 50_000).location
+    os.unlink(f"{root}/default/dags/d/{location}")
+    with pytest.raises(shmstore.CorruptValue, match=location) as raised:
+        store.get("d", "lost")
+    told = evidence.told(raised.value, store)
+    assert f"50000 bytes in {location}" in told
+    assert f"{location!r}" not in told, "the directory's names"
+    assert "with 2 links" in told
 
 
 # --- What is broken on purpose -----------------------------------------------------

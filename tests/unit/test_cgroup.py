@@ -480,13 +480,13 @@ def test_a_large_write_is_checked_again_on_the_way(
     value = memoryview(bytes(range(256)) * (10 << 8))
     size = -(-len(value) // parts)
     pieces = [value[start : start + size] for start in range(0, len(value), size)]
-    fd = os.open(root, os.O_TMPFILE | os.O_RDWR, 0o600)
+    file = Descriptor.open(root, os.O_TMPFILE | os.O_RDWR)
     try:
-        _is_refused(files.write_all, fd, pieces)
+        _is_refused(files.write_all, file, pieces)
         assert 5 << 16 <= max(written) < 7 << 16
         # What has its memory already needs no more of it.
-        os.posix_fallocate(fd, 0, len(value))
-        assert files.write_all(fd, pieces) == len(value)
-        assert os.pread(fd, len(value), 0) == value
+        os.posix_fallocate(file.fd, 0, len(value))
+        assert files.write_all(file, pieces) == len(value)
+        assert os.pread(file.fd, len(value), 0) == value
     finally:
-        os.close(fd)
+        file.close()
