@@ -30,8 +30,7 @@ from shmstore.node.landing import (
     Landing,
     Original,
 )
-from shmstore.node.owner import LARGEST_PIECE, MARGIN
-from shmstore.node.protocol import Header, ProtocolError
+from shmstore.node.protocol import LARGEST_PIECE, MARGIN, Header, ProtocolError
 from shmstore.node.subjects import call_subject
 from shmstore.node.window import Window
 from shmstore.opened import OpenDags
