@@ -10,6 +10,7 @@ from types import ModuleType
 
 from benchmarks import (
     arrays,
+    fetch,
     growth,
     machine,
     many_entries,
@@ -30,7 +31,10 @@ LOCAL = {question.NAME: question for question in (small, arrays, tables, many_en
 
 #: The questions of ``memory``.
 MEMORY = {question.NAME: question for question in (reuse, waking, growth)}
-_QUESTIONS = {"local": LOCAL, "memory": MEMORY}
+
+#: The questions of ``fetch``.
+FETCH = {question.NAME: question for question in (fetch,)}
+_QUESTIONS = {"local": LOCAL, "memory": MEMORY, "fetch": FETCH}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"    {question.NAME:<10}{question.TITLE}")
         print("python -m benchmarks memory   its memory, and waiting; its questions (--only):")
         for question in MEMORY.values():
+            print(f"    {question.NAME:<10}{question.TITLE}")
+        print("python -m benchmarks fetch    values of other hosts; its questions (--only):")
+        for question in FETCH.values():
             print(f"    {question.NAME:<10}{question.TITLE}")
         print("python -m benchmarks profile {put,get}   where the time of a small one goes")
         return 0
@@ -81,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     told = {
         "local": "the store of one host, beside floors and peers",
+        "fetch": "values of other hosts, beside bare nats-py",
         "memory": "memory that is new and reused, growth, and waking up",
     }
     for name, questions in _QUESTIONS.items():

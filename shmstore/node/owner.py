@@ -26,7 +26,7 @@ from shmstore.names import encode_id
 from shmstore.node import protocol
 from shmstore.node.connection import Connection, Message, Subscribed, TooLarge
 from shmstore.node.leases import Lease, Leases
-from shmstore.node.protocol import Header, ProtocolError
+from shmstore.node.protocol import LARGEST_PIECE, MARGIN, Header, ProtocolError
 from shmstore.node.subjects import call_subject, is_inbox
 from shmstore.opened import OpenDags
 from shmstore.record import SPILLED
@@ -34,10 +34,6 @@ from shmstore.view import DOUBTFUL
 
 #: Values up to this size, with their meta, come whole with the first answer.
 SMALL = 128 << 10
-#: The largest piece of a value that is sent at once.
-LARGEST_PIECE = 1 << 20
-#: What a message holds besides the piece, at most.
-MARGIN = 1 << 10
 
 # Up to here the checksum is told with the first answer: it takes less than a round trip.
 _SUMMED_FIRST = 2 << 20

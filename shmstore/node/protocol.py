@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _SIZE = struct.Struct("<I")
 #: The largest header, bytes: more than an id, a dag_id and all else can take.
 LARGEST_HEADER = 64 << 10
+#: The largest piece of a value in one message, bytes.
+LARGEST_PIECE = 1 << 20
+#: What such a message holds besides the piece, at most.
+MARGIN = 1 << 10
 
 Header = dict[str, Any]
 

@@ -30,10 +30,9 @@ from shmstore.node.landing import (
     Landing,
     Original,
 )
-from shmstore.node.owner import LARGEST_PIECE, MARGIN
-from shmstore.node.protocol import Header, ProtocolError
+from shmstore.node.protocol import LARGEST_PIECE, MARGIN, Header, ProtocolError
 from shmstore.node.subjects import call_subject
-from shmstore.node.window import Window
+from shmstore.node.window import Room, Window
 from shmstore.opened import OpenDags
 from shmstore.record import Record
 
@@ -300,8 +299,11 @@ class _Pieces:
             while self._missing or tasks:
                 if self._missing:
                     most = self._most
-                    await window.take(flow, most, first=first)
-                    tasks.add(asyncio.create_task(self._bring(most)))
+                    room = await window.take(flow, most, first=first)
+                    task = asyncio.create_task(self._bring(most, room))
+                    # Also if it is cancelled before it has begun.
+                    task.add_done_callback(room.give_back)
+                    tasks.add(task)
                 else:
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in tasks if task.done()]:
@@ -313,8 +315,8 @@ class _Pieces:
             await _ended(tasks)
         return self._checksum
 
-    async def _bring(self, most: int) -> None:
-        """Brings the next piece that is missing, for which there is room in the window."""
+    async def _bring(self, most: int, room: Room) -> None:
+        """Brings the next piece that is missing; gives its room back as soon as it is here."""
         fetch = self._fetch
         try:
             if not self._missing:
@@ -325,7 +327,7 @@ class _Pieces:
                 self._missing.appendleft((at + size, end))
             body = await self._piece(at, size)
         finally:
-            fetch.window.give(fetch.flow, most)
+            room.give_back()
         if body is None:
             self._missing.appendleft((at, at + size))
             return

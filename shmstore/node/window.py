@@ -56,6 +56,23 @@ class Flow:
         self.window = max(_LEAST_BYTES, min(window, MOST_BYTES))
 
 
+class Room:
+    """Room for one piece, taken until it is given back; giving it back twice does no harm."""
+
+    __slots__ = ("_flow", "_nbytes", "_window")
+
+    def __init__(self, window: Window, flow: Flow, nbytes: int) -> None:
+        self._window = window
+        self._flow = flow
+        self._nbytes = nbytes
+
+    def give_back(self, _: object = None) -> None:
+        """Lets others have it. May be a task's callback."""
+        nbytes, self._nbytes = self._nbytes, 0
+        if nbytes:
+            self._window._give(self._flow, nbytes)
+
+
 class Window:
     """The room for what is on its way to this node.
 
@@ -74,7 +91,7 @@ class Window:
         """What comes from a node."""
         return self._flows.setdefault(node, Flow())
 
-    async def take(self, flow: Flow, nbytes: int, *, first: bool = False) -> None:
+    async def take(self, flow: Flow, nbytes: int, *, first: bool = False) -> Room:
         """Waits until it is one's turn and there is room for a piece; to be given back.
 
         A fetch waits for one piece at a time, so that all have their turns.
@@ -86,7 +103,7 @@ class Window:
         """
         if not self._waiting and self._fits(flow, nbytes):
             self._count(flow, nbytes)
-            return
+            return Room(self, flow, nbytes)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         one = (turn, flow, nbytes)
         if first:
@@ -98,13 +115,13 @@ class Window:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give(flow, nbytes)
+                self._give(flow, nbytes)
             else:
                 self._waiting = deque(other for other in self._waiting if other is not one)
             raise
+        return Room(self, flow, nbytes)
 
-    def give(self, flow: Flow, nbytes: int) -> None:
-        """Gives back what was taken."""
+    def _give(self, flow: Flow, nbytes: int) -> None:
         self._count(flow, -nbytes)
         self._let_in()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import shmstore
 from shmstore.node import transfer
@@ -28,14 +29,16 @@ class Host:
         owner: The part of the node that gives out values.
     """
 
-    def __init__(self, name: str, root: str, connection: Connection) -> None:
+    def __init__(
+        self, name: str, root: str, connection: Connection, capacity: int | None = None
+    ) -> None:
         self.name = name
         self.root = root
-        self.store = shmstore.Store(root)
+        self.store = shmstore.Store(root, capacity=capacity)
         self.connection = connection
         self.owner = Owner(connection, self.store._dags, _NAMESPACE, name)
 
-    async def fetch(self, node: str, id: str, dag_id: str = "dag", **options: float) -> Fetched:
+    async def fetch(self, node: str, id: str, dag_id: str = "dag", **options: Any) -> Fetched:
         """Fetches a value from another host's node."""
         async with asyncio.timeout(DEADLINE_S):
             return await transfer.fetch(
@@ -44,10 +47,10 @@ class Host:
 
 
 @asynccontextmanager
-async def host(url: str, root: str, name: str) -> AsyncIterator[Host]:
+async def host(url: str, root: str, name: str, capacity: int | None = None) -> AsyncIterator[Host]:
     """A host whose root is a directory within ``root``."""
     async with connected(url, name, _NAMESPACE) as connection:
-        one = Host(name, str(Path(root) / name), connection)
+        one = Host(name, str(Path(root) / name), connection, capacity)
         with one.store:
             await one.owner.start()
             try:
