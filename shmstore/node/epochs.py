@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from shmstore.errors import RegistryUnavailable
 from shmstore.node import protocol, subjects
-from shmstore.node.bucket import Bucket, Kept, WrongRevision
+from shmstore.node.bucket import Bucket
 from shmstore.node.connection import Connection, Message
+from shmstore.node.kept import Kept, WrongRevision
 
 _ROUNDS = 50
 # What the epoch is to be after what it is.

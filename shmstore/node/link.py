@@ -15,7 +15,7 @@ import logging
 import random
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -137,6 +137,16 @@ class _Client(Client):
         task = asyncio.create_task(self.flush(_NEVER_S))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
+
+    async def publish_many(self, messages: Iterable[tuple[str, str, bytes]]) -> None:
+        """Publishes many small messages, each with its reply subject, in one piece."""
+        if not self.is_connected:
+            raise nats_errors.ConnectionClosedError
+        parts: list[bytes] = []
+        for subject, reply, payload in messages:
+            parts += (f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n")
+        await self._send_command(b"".join(parts))
+        await self._flush_pending()
 
     def abandon(self) -> None:
         """Ends it at once, without waiting for a peer; requests under way fail."""

@@ -362,7 +362,7 @@ def test_a_burst_into_a_dying_server_ends(server: NatsServer) -> None:
         async with registered(server.url) as mine:
             entries = [entry("d", f"x{number}") for number in range(30_000)]
             burst = asyncio.ensure_future(mine.put_many(entries))
-            await until(lambda: mine._entries._counting is not None, "it has begun")
+            await until(lambda: bool(mine._entries._bursts._running), "it has begun")
             server.kill()
             async with asyncio.timeout(DEADLINE_S):
                 try:
