@@ -254,10 +254,12 @@ class Link:
 
     async def close(self) -> None:
         """Sends what is under way, for a second at most, and ends."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        while keeper is not None and not keeper.done():
+            # More than once: wait_for of Python 3.11 loses a cancellation that comes together
+            # with the end of what it waits for, and nats-py one that comes while it flushes.
+            keeper.cancel()
+            await asyncio.wait([keeper], timeout=_LOOK_S)
         if self.connected:
             await asyncio.wait([self.client.ping()], timeout=1)
         self.subscriptions.clear()
