@@ -52,7 +52,7 @@ def test_requests_are_answered_on_both_connections(server: NatsServer) -> None:
                 assert await other.request("echo", b"x" * 1000, DEADLINE_S, bulk) == b"x" * 1000
             assert len(set(replies)) == 2
             assert all(is_inbox("test", reply) for reply in replies)
-            assert all(reply.startswith("_INBOX_test_b.") for reply in replies)
+            assert all(reply.startswith("_INBOX_shmstore.test.b.") for reply in replies)
             assert is_inbox("test", mine.new_inbox())
             assert mine.max_payload == 1 << 20
 
