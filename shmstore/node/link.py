@@ -174,9 +174,10 @@ def _reason(error: Exception) -> Exception:
         return error
     text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Refused(f"its certificate is not trusted ({error.verify_message})")
+        return Refused(f"its certificate is not trusted ({error.verify_message.rstrip('.')})")
     if isinstance(error, ssl.SSLError):
-        return Refused(f"TLS failed ({text})")
+        said = (error.reason or text).replace("_", " ").lower()
+        return Refused(f"TLS failed ({said})")
     if any(word in text.lower() for word in _REFUSALS):
         return Refused(f"it refuses our credentials ({text})")
     if isinstance(error, OSError):
