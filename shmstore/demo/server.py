@@ -52,7 +52,13 @@ class NatsServer:
     """
 
     def __init__(
-        self, directory: str | Path, *, config: str = "", host: str = "127.0.0.1", port: int = 0
+        self,
+        directory: str | Path,
+        *,
+        config: str = "",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        jetstream: bool = True,
     ) -> None:
         """Prepares it.
 
@@ -61,11 +67,13 @@ class NatsServer:
             config: What is added to its configuration, in NATS's format.
             host: The loopback address that it listens at.
             port: The port; 0 lets the kernel pick one.
+            jetstream: Whether it keeps anything.
         """
         self.directory = Path(directory)
         self.config = config
         self.host = host
         self.port = port
+        self._jetstream = jetstream
         self._monitor = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -106,8 +114,7 @@ class NatsServer:
             f"listen: {json.dumps(f'{self.host}:{self.port or -1}')}\n"
             f"http: {json.dumps(f'{self.host}:{self._monitor or -1}')}\n"
             f"ports_file_dir: {json.dumps(str(self.directory))}\n"
-            f"jetstream {{ store_dir: {json.dumps(str(self.directory / 'jetstream'))} }}\n"
-            f"{self.config}\n"
+            f"{self._kept()}{self.config}\n"
         )
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
@@ -167,6 +174,11 @@ class NatsServer:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self.kill()
+
+    def _kept(self) -> str:
+        if not self._jetstream:
+            return ""
+        return f"jetstream {{ store_dir: {json.dumps(str(self.directory / 'jetstream'))} }}\n"
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it does not run"

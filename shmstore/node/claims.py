@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from shmstore.errors import RemoteError
 from shmstore.names import check_name
 from shmstore.node import protocol
-from shmstore.node.bucket import Bucket, Kept, WrongRevision
+from shmstore.node.bucket import Bucket
+from shmstore.node.kept import Kept, WrongRevision
 
 #: How long a claim holds that is not renewed, and how often to renew it, seconds.
 HOLDS_S = 10.0

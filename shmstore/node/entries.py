@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from shmstore.names import check_name
 from shmstore.node import protocol, subjects
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -36,7 +38,7 @@ class Entry:
 
     def packed(self) -> bytes:
         """Its bytes in the bucket."""
-        return json.dumps(vars(self), separators=(",", ":"), ensure_ascii=False).encode()
+        return _encode(vars(self)).encode()
 
 
 def unpacked(key: str, value: bytes) -> Entry | None:

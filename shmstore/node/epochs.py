@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from shmstore.errors import RegistryUnavailable
 from shmstore.node import protocol, subjects
-from shmstore.node.bucket import Bucket, Kept, WrongRevision
+from shmstore.node.bucket import Bucket
 from shmstore.node.connection import Connection, Message
+from shmstore.node.kept import Kept, WrongRevision
 
 _ROUNDS = 50
 # What the epoch is to be after what it is.
@@ -97,8 +99,16 @@ class Epochs:
         raise self._connection.unavailable(f"the epoch of DAG {dag_id!r} is raised all the time")
 
     async def _told(self, message: Message) -> None:
+        # A subscriber sees what JetStream refused, too: a raise that lost its race would make
+        # living entries dead here. So this is a hint to look, not news.
         key = subjects.subject_key(self._bucket.name, message.subject)
-        read = _unpacked(key or "", message.data)
+        if key is None:
+            return
+        try:
+            kept = await self._bucket.last(key)
+        except RegistryUnavailable:
+            return  # read with all others after the reconnect
+        read = _unpacked(key, kept.value) if kept else None
         if read is not None:
             self.learn(*read)
 

@@ -15,7 +15,7 @@ import logging
 import random
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -138,6 +138,16 @@ class _Client(Client):
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
+    async def publish_many(self, messages: Iterable[tuple[str, str, bytes]]) -> None:
+        """Publishes many small messages, each with its reply subject, in one piece."""
+        if not self.is_connected:
+            raise nats_errors.ConnectionClosedError
+        parts: list[bytes] = []
+        for subject, reply, payload in messages:
+            parts += (f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n")
+        await self._send_command(b"".join(parts))
+        await self._flush_pending()
+
     def abandon(self) -> None:
         """Ends it at once, without waiting for a peer; requests under way fail."""
         self._status = Client.CLOSED
@@ -164,9 +174,10 @@ def _reason(error: Exception) -> Exception:
         return error
     text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Refused(f"its certificate is not trusted ({error.verify_message})")
+        return Refused(f"its certificate is not trusted ({error.verify_message.rstrip('.')})")
     if isinstance(error, ssl.SSLError):
-        return Refused(f"TLS failed ({text})")
+        said = (error.reason or text).replace("_", " ").lower()
+        return Refused(f"TLS failed ({said})")
     if any(word in text.lower() for word in _REFUSALS):
         return Refused(f"it refuses our credentials ({text})")
     if isinstance(error, OSError):
@@ -244,10 +255,12 @@ class Link:
 
     async def close(self) -> None:
         """Sends what is under way, for a second at most, and ends."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        while keeper is not None and not keeper.done():
+            # More than once: wait_for of Python 3.11 loses a cancellation that comes together
+            # with the end of what it waits for, and nats-py one that comes while it flushes.
+            keeper.cancel()
+            await asyncio.wait([keeper], timeout=_LOOK_S)
         if self.connected:
             await asyncio.wait([self.client.ping()], timeout=1)
         self.subscriptions.clear()

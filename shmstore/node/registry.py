@@ -12,11 +12,12 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from shmstore.node import subjects
-from shmstore.node.bucket import Bucket, Stream, WrongRevision
+from shmstore.node.bucket import Bucket
 from shmstore.node.claims import HOLDS_S, Claim, Claims
 from shmstore.node.connection import Connection, Message, Subscribed
 from shmstore.node.entries import Entry, unpacked
 from shmstore.node.epochs import Epochs
+from shmstore.node.kept import Stream, WrongRevision
 
 __all__ = ["Entry", "Registry"]
 

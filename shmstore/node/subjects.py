@@ -7,12 +7,15 @@ stands in its value. Pure.
 ::
 
     shmstore.<namespace>.node.<node>.<call>    a request to one node
-    _INBOX_<namespace>_<node>.>                the replies to it
+    _INBOX_shmstore.<namespace>.<node>.>       the replies to it
     shmstore_<namespace>                       the bucket of entries and epochs
       <dag token>.<id token>                   where a value is
       =epoch.<dag token>                       how often a DAG was cleared everywhere
-    shmstore_<namespace>_nodes                 the bucket of claims, one a living node
+    shmstore-nodes_<namespace>                 the bucket of claims, one a living node
       <node>
+
+Names of namespaces and nodes have "_" and "-", so neither joins them: "a_b" and "c" must not
+meet "a" and "b_c", nor the entries of one namespace the nodes of another.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ def bucket(namespace: str) -> str:
 
 def nodes_bucket(namespace: str) -> str:
     """The bucket of a namespace's living nodes."""
-    return f"shmstore_{namespace}_nodes"
+    return f"shmstore-nodes_{namespace}"
 
 
 def stream(bucket: str) -> str:
@@ -92,9 +95,12 @@ def call_subject(namespace: str, node: str, call: str) -> str:
 
 def inbox_prefix(namespace: str, node: str) -> str:
     """How the subjects begin on which a node takes replies."""
-    return f"_INBOX_{namespace}_{node}"
+    return f"_INBOX_shmstore.{namespace}.{node}"
 
 
 def is_inbox(namespace: str, subject: str) -> bool:
     """Whether a reply may be sent there: to a node of the namespace, and nowhere else."""
-    return re.fullmatch(rf"_INBOX_{namespace}_[A-Za-z0-9_-]{{1,32}}\.[!-~]+", subject) is not None
+    return (
+        re.fullmatch(rf"_INBOX_shmstore\.{namespace}\.[A-Za-z0-9_-]{{1,32}}\.[!-~]+", subject)
+        is not None
+    )
