@@ -6,12 +6,18 @@ import os
 from datetime import UTC, datetime
 
 from shmstore import codecs, lookup, names, pool, provenance, reading, segment, spill
+from shmstore.codecs import BufferNote
 from shmstore.entry import DagInfo, Explanation, StoreStats
 from shmstore.errors import StoreError
 from shmstore.manifest import Manifest, Superseded
 from shmstore.namespace import Namespace
-from shmstore.record import Record
+from shmstore.record import UNTRUSTED, Record
 from shmstore.stored import INLINE_LIMIT, location
+
+#: Codecs whose metas no library is asked about.
+_BARE = frozenset(
+    number for number, name in codecs.NAMES.items() if name in ("plain", "bytes", "array")
+)
 
 
 def every_dag(space: Namespace) -> list[DagInfo]:
@@ -41,7 +47,11 @@ def _dag(manifest: Manifest) -> DagInfo:
 
 def explanation(dag_id: str, id: str, record: Record) -> Explanation:
     """Which buffers of a value a get copies, and why."""
-    notes = codecs.explain(record.codec, provenance.codec_meta(record.meta), record.nbytes)
+    if record.flags & UNTRUSTED and record.codec not in _BARE:
+        # Its meta is a stranger's, and is looked at only together with its payload.
+        notes = [BufferNote("value", record.nbytes, False, "checked, then viewed where it can be")]
+    else:
+        notes = codecs.explain(record.codec, provenance.codec_meta(record.meta), record.nbytes)
     if not record.segment:
         why = f"inline: up to {INLINE_LIMIT:,} bytes are copied out of the log"
         notes = [note._replace(copied=True, why=why) for note in notes]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shmstore import creating, doorbell, expiry, lookup, names, upkeep
+from shmstore.codecs.trust import NOBODY, Trust
 from shmstore.errors import CorruptValue, StoreClosed, StoreFull
 from shmstore.forked import here, refused
 from shmstore.manifest import Manifest, Superseded
@@ -32,11 +33,13 @@ class OpenDags:
 
     Attributes:
         manifests: What is open; empty after ``close``.
+        trust: How far values that came from other hosts are trusted.
     """
 
-    __slots__ = ("_space", "manifests")
+    __slots__ = ("_space", "manifests", "trust")
 
-    def __init__(self, space: Namespace) -> None:
+    def __init__(self, space: Namespace, trust: Trust = NOBODY) -> None:
+        self.trust = trust
         self._space: Namespace | None = space
         self.manifests: dict[str, Manifest] = {}
 

@@ -19,6 +19,7 @@ from shmstore import (
     stored,
 )
 from shmstore.codecs.plain import quick
+from shmstore.codecs.trust import parse_allow
 from shmstore.commit import KEY, Change, Replaced, commit
 from shmstore.commit_small import put_small
 from shmstore.dag import Dag
@@ -42,7 +43,7 @@ from shmstore.store_looking import LookingCalls
 from shmstore.store_remote import RemoteCalls
 from shmstore.store_upkeep import UpkeepCalls
 from shmstore.store_waiting import WaitingCalls
-from shmstore.stored import INLINE_LIMIT, decoded, find_quickly
+from shmstore.stored import INLINE_LIMIT, decoded, decoded_record, find_quickly
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,12 +77,18 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
             node runs here already.
         node: The name of the node that is started; ``$SHMSTORE_NODE`` or the host's name if
             not given.
+        allow: Classes of yours, "package.module.Class" each, that values which came from
+            other hosts may be made of: besides the types of docs/values.md, which need no
+            permission. Their modules are imported. Allow only classes that stand any
+            arguments and attributes. Holds for this object alone: a Store that is
+            pickled, and a Ref, allow none.
 
     ``capacity``, ``spill`` and ``pool`` are kept with the namespace: every process that
     uses it obeys what was given last, and None changes nothing.
 
     Raises:
         UnusableRoot: The place, or ``spill``, is not fit.
+        ValueError: ``allow`` names what is no class of that module, or must not be allowed.
     """
 
     def __init__(
@@ -94,7 +101,9 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
         pool: int | str | None = None,
         nats: str | None = None,
         node: str | None = None,
+        allow: Iterable[str] = (),
     ) -> None:
+        trust = parse_allow(allow)
         self._given_root = None if root is None else names.check_path(root, "root")
         name = names.default_namespace() if namespace is None else namespace
         names.check_name(name, "namespace")
@@ -110,7 +119,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
             set_pool_limit(space, pool_limit)
         if spill_path is not None:
             set_place(space, spill_path)
-        self._dags = OpenDags(space)
+        self._dags = OpenDags(space, trust)
         self._hubs = Hubs(self._dags)
         self._root, self._namespace = space.root, space.name
         self._node = spawn.asking(space, url, node_name)
@@ -219,6 +228,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
         Raises:
             NotFound: There is no such value.
             CorruptValue: What is stored fails a check.
+            UnsafeValue: The value came from another host and needs what is not allowed.
             Unserializable: This process lacks a class or library that the value needs.
         """
         key = encode_id(id, "id")
@@ -237,7 +247,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
                 raise NotFound(dag_id, id)
             return default
         record, view = found
-        return decoded(dag_id, id, record.codec, record.meta, view)
+        return decoded_record(self._dags, dag_id, id, record, view)
 
     def get_buffer(self, dag_id: str, id: str) -> pa.Buffer:
         """The stored bytes of a value, undecoded; zero-copy unless they are inline.
@@ -302,7 +312,7 @@ class Store(LookingCalls, UpkeepCalls, WaitingCalls, RemoteCalls, AsyncCalls):
             if found is None:
                 raise NotFound(dag_id, id)
             record, view = found
-            value = decoded(dag_id, id, record.codec, record.meta, view)
+            value = decoded_record(self._dags, dag_id, id, record, view)
             try:
                 changes = _deletes([key])
                 if self._dags.read(dag_id, _commit_deletes, changes, record):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from shmstore import hub, reading, segment, stored, waiting
+from shmstore.codecs.trust import Trust
 from shmstore.errors import WaitTimeout
 from shmstore.manifest import Manifest
 from shmstore.names import encode_id, several
 from shmstore.segment import READ
 from shmstore.store_async import in_thread
-from shmstore.stored import decoded, find_quickly
+from shmstore.stored import decoded, decoded_record, find_quickly
 from shmstore.waiting import Countdown
 from shmstore.watch import AsyncWatch, Watch
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from shmstore.store import Store
 
 _MISSING: Final = object()
+
+#: Codec, meta, payload of a value, and how far it is trusted.
+_Found: TypeAlias = tuple[int, bytes, memoryview, Trust | None]
 
 
 class WaitingCalls:
@@ -56,19 +60,23 @@ class WaitingCalls:
             raise WaitTimeout(dag_id, (id,), clock.passed_s)
         key = encode_id(id, "id")
 
-        def look(manifest: Manifest) -> tuple[int, bytes, memoryview] | None:
+        def look(manifest: Manifest) -> _Found | None:
             if reading.find(manifest, key) is None:
                 return None
             found = stored.find(self._dags, dag_id, key, mode)
-            return None if found is None else (found[0].codec, found[0].meta, found[1])
+            if found is None:
+                return None
+            record, payload = found
+            return record.codec, record.meta, payload, stored.trust_in(self._dags, record)
 
-        def glance(manifest: Manifest) -> tuple[int, bytes, memoryview] | None:
-            return find_quickly(manifest, key)
+        def glance(manifest: Manifest) -> _Found | None:
+            found = find_quickly(manifest, key)
+            return None if found is None else (*found, None)
 
-        codec, meta, view = waiting.until(
+        found = waiting.until(
             self._dags, dag_id, look, clock, lambda: (id,), glance if mode == READ else None
         )
-        return decoded(dag_id, id, codec, meta, view)
+        return decoded(dag_id, id, *found)
 
     def wait_many(
         self, dag_id: str, ids: Iterable[str], timeout: float | None = None, *, mode: str = READ
@@ -103,7 +111,7 @@ class WaitingCalls:
             lambda: (keys[key] for key in looking.missing),
         )
         return {
-            keys[key]: decoded(dag_id, keys[key], record.codec, record.meta, view)
+            keys[key]: decoded_record(self._dags, dag_id, keys[key], record, view)
             for key, (record, view) in found.items()
         }
 

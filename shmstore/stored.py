@@ -12,14 +12,15 @@ from typing import Any, TypeAlias
 
 from shmstore import codecs, names, provenance, reading, segment, writing
 from shmstore.codecs.plain import PLAIN
+from shmstore.codecs.trust import Trust
 from shmstore.commit import WRITTEN, Change, commit
 from shmstore.entry import INLINE, Entry
-from shmstore.errors import CorruptValue
+from shmstore.errors import CorruptValue, UnsafeValue
 from shmstore.manifest import Manifest
 from shmstore.opened import OpenDags
 from shmstore.provenance import build_meta, codec_meta, this_process, type_name
 from shmstore.reading import peek
-from shmstore.record import LARGEST, PUT, SPILLED, Record, key_hash, middle
+from shmstore.record import LARGEST, PUT, SPILLED, UNTRUSTED, Record, key_hash, middle
 from shmstore.relief import with_relief
 from shmstore.retired import segment_directory
 from shmstore.segment import READ
@@ -51,6 +52,7 @@ def store(
         items: The values.
         overwrite: If False, an id that has a value is refused.
         origin: The node that the values were fetched from, None for those of this host.
+            Values of other hosts are marked: every get of them decodes with distrust.
 
     Raises:
         EntryExists: As said. Nothing was changed.
@@ -98,8 +100,9 @@ def _prepare(
         number = names.new_segment_number()
         location = names.segment_name(number)
     now = time_ns()
+    flags = 0 if origin is None else UNTRUSTED
     changes.append(
-        (PUT, codec, 0, key, key_hash(key), len(meta), rest, nbytes, number, written, now)
+        (PUT, codec, flags, key, key_hash(key), len(meta), rest, nbytes, number, written, now)
     )
     if len(rest) > LARGEST:
         raise ValueError(f"what is to be noted of value {id!r}, its deps, is too large")
@@ -188,17 +191,43 @@ def _find_under_lock(manifest: Manifest, key: bytes, mode: str) -> tuple[Record,
         ) from None
 
 
-def decoded(dag_id: str, id: str, codec: int, meta: bytes, payload: memoryview) -> Any:
+def decoded(
+    dag_id: str, id: str, codec: int, meta: bytes, payload: memoryview, trust: Trust | None = None
+) -> Any:
     """The value of a payload.
+
+    Args:
+        dag_id: The DAG.
+        id: The value's id.
+        codec: Number of the codec.
+        meta: The record's meta.
+        payload: The payload.
+        trust: What ``trust_in`` says of the record; ``find_quickly`` finds only values
+            of this host.
 
     Raises:
         CorruptValue: A check of the codec failed; names the value.
+        UnsafeValue: The value came from another host and asks for what it may not have.
     """
     try:
         # A plain value has no meta of its codec; it is what most gets are about.
-        return codecs.decode(codec, b"" if codec == PLAIN else codec_meta(meta), payload)
+        return codecs.decode(codec, b"" if codec == PLAIN else codec_meta(meta), payload, trust)
     except CorruptValue as error:
         raise CorruptValue(error.check, error.where, dag_id, id) from error
+    except UnsafeValue as error:
+        raise UnsafeValue(error.what, dag_id, id, provenance.parse(meta).origin) from error
+
+
+def trust_in(dags: OpenDags, stored: Record) -> Trust | None:
+    """How far a record's value is trusted; None if this host stored it."""
+    return dags.trust if stored.flags & UNTRUSTED else None
+
+
+def decoded_record(
+    dags: OpenDags, dag_id: str, id: str, stored: Record, payload: memoryview
+) -> Any:
+    """The value of a record and its payload; see ``decoded``."""
+    return decoded(dag_id, id, stored.codec, stored.meta, payload, trust_in(dags, stored))
 
 
 def entry_of(dag_id: str, stored: Record) -> Entry:

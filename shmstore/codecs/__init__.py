@@ -18,7 +18,8 @@ from shmstore.codecs import plain
 from shmstore.codecs.encoded import BufferNote, Encoded
 from shmstore.codecs.plain import CHECKED_BYTES, PLAIN
 from shmstore.codecs.plain import quick as _quick
-from shmstore.errors import CorruptValue, Unserializable
+from shmstore.codecs.trust import Trust
+from shmstore.errors import CorruptValue, StoreError, Unserializable
 
 _Value = TypeVar("_Value")
 
@@ -49,7 +50,7 @@ class _Codec(Protocol):
     """A module that stores the values of one family."""
 
     def encode(self, value: Any) -> Encoded | None: ...
-    def decode(self, meta: bytes, payload: memoryview) -> Any: ...
+    def decode(self, meta: bytes, payload: memoryview, trust: Trust | None) -> Any: ...
     def explain(self, meta: bytes, nbytes: int) -> list[BufferNote]: ...
 
 
@@ -149,18 +150,23 @@ def is_stream(kind: type) -> bool:
     )
 
 
-def decode(codec: int, meta: bytes, payload: memoryview) -> Any:
+def decode(codec: int, meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Builds the value that ``encode`` encoded, viewing the payload where it can.
 
     Args:
         codec: Number of the codec.
         meta: As ``encode`` returned it.
         payload: The parts of the payload, joined: a view of bytes.
+        trust: For a value that came from another host how far it is trusted; None
+            for one that a process of this host has stored.
 
     Raises:
         CorruptValue: Meta or payload is damaged.
+        UnsafeValue: The value came from another host and asks for what it may not have.
         Unserializable: This process lacks a class, codec or library.
     """
+    if trust is not None:
+        return _decode_strange(codec, meta, payload, trust)
     if codec == PLAIN and len(payload) <= CHECKED_BYTES:
         # What ``plain.decode`` does, without the two calls: the commonest get.
         try:
@@ -173,7 +179,26 @@ def decode(codec: int, meta: bytes, payload: memoryview) -> Any:
         return plain.decode(meta, payload)
     if codec == plain.BYTES:
         return plain.decode_bytes(meta, payload)
-    return _codec(codec).decode(meta, payload)
+    return _codec(codec).decode(meta, payload, None)
+
+
+def _decode_strange(codec: int, meta: bytes, payload: memoryview, trust: Trust) -> Any:
+    """What ``decode`` does for a value of another host: whatever fails is its fault."""
+    try:
+        if codec == PLAIN:
+            return plain.decode(meta, payload, trust)
+        if codec == plain.BYTES:
+            return plain.decode_bytes(meta, payload)
+        return _codec(codec).decode(meta, payload, trust)
+    except (StoreError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as exc:
+        # A library written in Rust reports a panic by an exception outside of Exception.
+        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+            raise
+        raise CorruptValue(
+            f"it cannot be rebuilt ({type(exc).__name__}: {exc!s:.200})", NAMES[codec]
+        ) from exc
 
 
 def explain(codec: int, meta: bytes, nbytes: int) -> list[BufferNote]:

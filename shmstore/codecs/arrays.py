@@ -9,6 +9,7 @@ of dimensions, shape, description of the dtype.
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final
@@ -17,6 +18,7 @@ import numpy as np
 
 from shmstore.codecs.dtypes import describe, from_description
 from shmstore.codecs.encoded import BufferNote, Encoded
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue
 
 ARRAY: Final = 3
@@ -25,6 +27,8 @@ _C, _F = 0, 1
 _MAX_DIMENSIONS = 64
 _HEADS = [Struct(f"<BB{n}Q") for n in range(_MAX_DIMENSIONS + 1)]
 _NOTHING = memoryview(b"")
+#: Elements of no size, as of dtype V0, that an array of another host may claim.
+_MOST_EMPTY = 1 << 31
 _new = tuple.__new__
 
 
@@ -81,7 +85,7 @@ def _head(meta: bytes) -> tuple[int, tuple[int, ...], np.dtype[Any], int]:
     return meta[0], shape, dtype, math.prod(shape) * dtype.itemsize
 
 
-def decode(meta: bytes, payload: memoryview) -> np.ndarray[Any, Any]:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> np.ndarray[Any, Any]:
     """Builds an array over the payload; it is writable if the payload is.
 
     Raises:
@@ -93,14 +97,33 @@ def decode(meta: bytes, payload: memoryview) -> np.ndarray[Any, Any]:
         raise CorruptValue(
             f"an array of {nbytes:,} bytes in a payload of {len(payload):,}", "meta of an array"
         )
+    if not nbytes and trust is not None and math.prod(shape) > _MOST_EMPTY:
+        raise CorruptValue("more elements without a size than any array has", "meta of an array")
     try:
         if nbytes:
-            return np.ndarray(shape, dtype, payload, 0, None, "F" if order else "C")
+            array: np.ndarray[Any, Any] = np.ndarray(
+                shape, dtype, payload, 0, None, "F" if order else "C"
+            )
+            if trust is not None:
+                check_text(array)
+            return array
         empty: np.ndarray[Any, Any] = np.ndarray(shape, dtype, order="F" if order else "C")
     except (ValueError, TypeError, OverflowError, MemoryError) as exc:
         raise CorruptValue(f"no such array: {exc}", "meta of an array") from exc
     empty.flags.writeable = not payload.readonly
     return empty
+
+
+def check_text(array: np.ndarray[Any, Any]) -> None:
+    """Refuses characters beyond Unicode, of which numpy makes none but reads any."""
+    dtype = array.dtype
+    if dtype.names is not None:
+        for name in dtype.names:
+            check_text(array[name])
+    elif dtype.kind == "U" and array.size and dtype.itemsize:
+        codes = np.ascontiguousarray(array).view(f"{dtype.byteorder}u4")
+        if int(codes.max()) > sys.maxunicode:
+            raise CorruptValue("text with characters beyond Unicode", "payload of an array")
 
 
 def explain(meta: bytes, nbytes: int) -> list[BufferNote]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shmstore.codecs import arrow_ipc, arrow_rowless
+from shmstore.codecs import arrow_checks, arrow_ipc, arrow_rowless
 from shmstore.codecs.arrow_foreign import read_stream
 from shmstore.codecs.arrow_layout import (
     EXTENSION_KEY,
@@ -46,6 +46,7 @@ from shmstore.codecs.arrow_meta import (
 from shmstore.codecs.arrow_rowless import require_types, same_schema
 from shmstore.codecs.arrow_shrink import shrink, trim
 from shmstore.codecs.encoded import BufferNote, Encoded
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue, Unserializable
 
 _COLUMN = "value"
@@ -177,45 +178,50 @@ _ENCODERS: dict[type, Callable[[Any], Encoded | None]] = {
 }
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Rebuilds a value that views the payload.
 
     Raises:
         CorruptValue: If the meta or the payload's metadata was changed.
+        UnsafeValue: If it came from another host and has an extension type.
         Unserializable: If the value has an extension type that is not registered here.
     """
     facts = unpack(meta)
     try:
         if facts.kind <= SCALAR:
-            return _decode_stream(facts, payload)
-        return arrow_rowless.decode(facts, payload)
+            return _decode_stream(facts, payload, trust)
+        return arrow_rowless.decode(facts, payload, trust)
     except MemoryError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise CorruptValue(check=f"Arrow refuses it: {error}", where="payload") from error
 
 
-def decode_table(meta: bytes, payload: memoryview) -> pa.Table:
+def decode_table(meta: bytes, payload: memoryview, trust: Trust | None = None) -> pa.Table:
     """Rebuilds a table; see ``decode``."""
-    table = decode(meta, payload)
+    table = decode(meta, payload, trust)
     if type(table) is not pa.Table:
         raise CorruptValue(check="not a table", where="meta of an Arrow value")
     return table
 
 
-def _decode_stream(facts: Meta, payload: memoryview) -> Any:
+def _decode_stream(facts: Meta, payload: memoryview, trust: Trust | None) -> Any:
+    if trust is not None:
+        arrow_checks.check_stream(payload)
     arrow_ipc.check(payload, facts.spans, facts.digest)
     table = arrow_ipc.read(payload).read_all()
     if table.num_rows != facts.rows:
         raise CorruptValue(
             check=f"{table.num_rows} rows instead of {facts.rows}", where="Arrow IPC stream"
         )
+    if trust is not None:
+        arrow_checks.check_values(table)
     if facts.extensions:
         require_types(table.schema, facts.extensions)
     if facts.kind == TABLE:
         return table
     if facts.kind == BATCH:
-        return table.to_batches()[0] if table.num_rows else _first_batch(payload)
+        return table.to_batches()[0] if table.num_rows else _first_batch(payload, trust)
     column = table.column(0)
     if facts.kind == CHUNKED:
         return column
@@ -223,8 +229,11 @@ def _decode_stream(facts: Meta, payload: memoryview) -> Any:
     return array if facts.kind == ARRAY else array[0]
 
 
-def _first_batch(payload: memoryview) -> pa.RecordBatch:
-    return arrow_ipc.read(payload).read_next_batch()
+def _first_batch(payload: memoryview, trust: Trust | None) -> pa.RecordBatch:
+    batch = arrow_ipc.read(payload).read_next_batch()
+    if trust is not None:
+        arrow_checks.check_values(batch)
+    return batch
 
 
 def explain(meta: bytes, nbytes: int) -> list[BufferNote]:

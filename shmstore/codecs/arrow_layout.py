@@ -216,7 +216,7 @@ def extension_names(schema: pa.Schema) -> tuple[int, list[str]]:
     """
     count = 0
     unknown = []
-    for field in _fields(schema):
+    for field in fields_of(schema):
         if isinstance(field.type, pa.BaseExtensionType):
             count += 1
         elif field.metadata and EXTENSION_KEY in field.metadata:
@@ -224,7 +224,8 @@ def extension_names(schema: pa.Schema) -> tuple[int, list[str]]:
     return count, unknown
 
 
-def _fields(schema: pa.Schema) -> Iterator[pa.Field]:
+def fields_of(schema: pa.Schema) -> Iterator[pa.Field]:
+    """All fields of a schema, at every depth."""
     pending = list(schema)
     while pending:
         field = pending.pop()

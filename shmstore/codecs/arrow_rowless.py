@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
+from shmstore.codecs import arrow_checks
 from shmstore.codecs.arrow_layout import extension_names
 from shmstore.codecs.arrow_meta import BUFFER, CODEC, FIELD, SCHEMA, TENSOR, TYPE, Meta, pack
 from shmstore.codecs.encoded import Encoded, flat
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue, Unserializable
 
 _COLUMN = "value"
@@ -85,18 +88,22 @@ def require_types(schema: pa.Schema, wanted: int) -> None:
         )
 
 
-def decode(facts: Meta, payload: memoryview) -> Any:
+def decode(facts: Meta, payload: memoryview, trust: Trust | None) -> Any:
     """Rebuilds what this module encoded; pyarrow's errors pass."""
     if facts.kind == BUFFER:
         return pa.py_buffer(payload)
     if facts.kind == TENSOR:
-        return _decode_tensor(facts, payload)
+        return _decode_tensor(facts, payload, trust)
     if facts.kind not in (SCHEMA, FIELD, TYPE):
         raise CorruptValue(check=f"unknown kind {facts.kind}", where="meta of an Arrow value")
     if xxhash.xxh3_64_intdigest(payload) != facts.digest:
         raise CorruptValue(check="the digest differs", where="Arrow schema")
+    if trust is not None:
+        arrow_checks.check_schema(payload)
     # The schema copies nothing of the payload's, and must not keep it alive.
     schema = pa.ipc.read_schema(pa.py_buffer(bytes(payload)))
+    if trust is not None:
+        arrow_checks.check_schema_texts(schema)
     if facts.extensions:
         require_types(schema, facts.extensions)
     if facts.kind == SCHEMA:
@@ -104,12 +111,18 @@ def decode(facts: Meta, payload: memoryview) -> Any:
     return schema.field(0) if facts.kind == FIELD else schema.field(0).type
 
 
-def _decode_tensor(facts: Meta, payload: memoryview) -> pa.Tensor:
+def _decode_tensor(facts: Meta, payload: memoryview, trust: Trust | None) -> pa.Tensor:
+    if trust is not None:
+        arrow_checks.check_schema(facts.schema)
     schema = pa.ipc.read_schema(pa.py_buffer(facts.schema))
     told = schema.metadata
     shape = tuple(map(int, told[b"shape"].split()))
-    dtype = np.dtype(schema.field(0).type.to_pandas_dtype())
-    if len(payload) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+    type_ = schema.field(0).type
+    # Anything else might be read as an array of objects, that is of addresses.
+    if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
+        raise CorruptValue(check=f"no tensor is made of {type_}", where="Arrow tensor")
+    dtype = np.dtype(type_.to_pandas_dtype())
+    if min(shape, default=0) < 0 or len(payload) != dtype.itemsize * math.prod(shape):
         raise CorruptValue(check="its size does not fit its shape", where="Arrow tensor")
     array = np.ndarray(shape, dtype, payload, order="F" if told[b"order"] == b"F" else "C")
     dim_names = [

@@ -16,6 +16,7 @@ from shmstore import _wire, codecs
 from shmstore.codecs import plain
 from shmstore.codecs.encoded import BufferNote, Encoded
 from shmstore.codecs.reductions import AS_THEY_ARE, REDUCERS, name_of
+from shmstore.codecs.trust import Trust, unsafe
 from shmstore.errors import CorruptValue, StoreError, Unserializable
 
 CUSTOM: Final = 9
@@ -126,9 +127,11 @@ def _reduce(pickler: Any, value: Any) -> Any:
     return _wire.custom, (registered.name, stored)
 
 
-def rebuild(name: Any, stored: Any) -> Any:
+def rebuild(name: Any, stored: Any, trust: Trust | None = None) -> Any:
     """Makes a value from what stands for it."""
     registered = _by_name.get(name) if type(name) is str else None
+    if trust is not None and not (registered is not None and registered.remote):
+        raise unsafe(f"the codec {name!r:.200}, which is not registered with remote=True here,")
     if registered is None:
         raise Unserializable(
             f"codec {name!r}",
@@ -160,16 +163,18 @@ def _parse(meta: bytes) -> tuple[int, str, bytes]:
     return number, name, meta[end:]
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Decodes what stands for a value, and makes the value of it.
 
     Raises:
+        UnsafeValue: The value came from another host, and its codec is not for such.
         Unserializable: No codec of this name is registered here, or it failed.
     """
     number, name, inner = _parse(meta)
-    if name not in _by_name:
-        return rebuild(name, None)
-    return rebuild(name, codecs.decode(number, inner, payload))
+    registered = _by_name.get(name)
+    if registered is None or (trust is not None and not registered.remote):
+        return rebuild(name, None, trust)
+    return rebuild(name, codecs.decode(number, inner, payload, trust), trust)
 
 
 def explain(meta: bytes, nbytes: int) -> list[BufferNote]:

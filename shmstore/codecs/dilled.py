@@ -31,6 +31,7 @@ from shmstore.codecs.rebuilding import Rebuilding, handed_out, load
 from shmstore.codecs.reducing import MAIN_MODULES, Reducing, Sink, unpicklable
 from shmstore.codecs.reductions import AS_THEY_ARE, name_of
 from shmstore.codecs.runs import STREAM, Run, Runs, parse_runs
+from shmstore.codecs.trust import Trust, unsafe
 from shmstore.errors import CorruptValue, StoreError, Unserializable
 
 DILL: Final = 5
@@ -174,13 +175,16 @@ def _load(kind: Any, runs: list[Run], stream: int, payload: memoryview) -> Any:
     return load(unpickler, unpickler)
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Rebuilds a value, with the classes of this process where it runs the same script.
 
     Raises:
         CorruptValue: Meta or the pickle is damaged.
+        UnsafeValue: The value came from another host: code is what it consists of.
         Unserializable: A module is missing here, or a class's own code raised.
     """
+    if trust is not None:
+        raise unsafe("functions or classes that are stored with their code")
     runs = parse_runs(meta, _IDENTITY_BYTES, len(payload))
     if len(meta) >= _IDENTITY_BYTES and meta[:_IDENTITY_BYTES] == script_identity():
         streams = [index for index, run in enumerate(runs) if run.kind == STREAM]

@@ -184,6 +184,8 @@ def _build(spec: Any) -> np.dtype[Any]:
         "itemsize": itemsize,
     }
     if "titles" in spec:
+        if not all(title is None or type(title) is str for title in spec["titles"]):
+            raise CorruptValue("a title is no text", "dtype of an array")
         parts["titles"] = spec["titles"]
     dtype = np.dtype(parts, align=spec.get("aligned") is True)
     return np.dtype((np.record, dtype)) if spec.get("record") is True else dtype

@@ -60,8 +60,8 @@ _MASKED = {
 
 def _read_masked(source: Reader, spec: Spec) -> Any:
     data, mask = source.array(spec["data"]), source.array(spec["mask"])
-    if data.ndim != 1:
-        raise damaged("a nullable array has not one dimension")
+    if data.ndim != 1 or mask.shape != data.shape or mask.dtype != np.bool_:
+        raise damaged("a nullable array has not one dimension, or no mask")
     values = _MASKED[data.dtype.kind](data, mask)
     if values.dtype.numpy_dtype != data.dtype:
         raise damaged("a nullable array has a dtype that pandas does not know")
@@ -98,7 +98,25 @@ def _read_sparse(source: Reader, spec: Spec) -> Any:
     count = len(positions[0]) if len(positions) == 1 else int(positions[1].sum())
     if values.shape != (count,):
         raise damaged("a sparse array has not as many values as positions")
+    if source.trust is not None:
+        _check_positions(positions, length)
     return internals.sparse_of(values, length, positions, source.label(spec["fill"]))
+
+
+def _check_positions(positions: tuple[Array, ...], length: int) -> None:
+    """Positions lie within the array, in rising order: pandas reads by them unchecked."""
+    if len(positions) not in (1, 2) or positions[0].shape != positions[-1].shape:
+        raise damaged("a sparse array has neither indices nor blocks")
+    starts = positions[0].astype(np.int64)
+    sizes = positions[1].astype(np.int64) if len(positions) == 2 else np.ones_like(starts)
+    ends = starts + sizes
+    if len(starts) and (
+        (starts < 0).any()
+        or (sizes < 1).any()
+        or (ends > length).any()
+        or (starts[1:] < ends[:-1]).any()
+    ):
+        raise damaged("positions of a sparse array are out of order")
 
 
 _SIDES = (np.ndarray, pd.arrays.DatetimeArray, pd.arrays.TimedeltaArray)
@@ -123,15 +141,29 @@ def _read_intervals(source: Reader, spec: Spec) -> Any:
         raise damaged("the bounds of an interval array are no numbers or times")
     if left.ndim != 1 or left.shape != right.shape or left.dtype != right.dtype:
         raise damaged("the bounds of an interval array differ in shape or dtype")
+    if source.trust is not None:
+        _check_sides(left, right)
     return internals.intervals_of(left, right, pd.IntervalDtype(left.dtype, spec["closed"]))
+
+
+def _check_sides(left: Any, right: Any) -> None:
+    """Each interval ends where it begins or later, and misses both bounds or none."""
+    missing = pd.isna(left)
+    if (missing != pd.isna(right)).any() or not (left <= right)[~missing].all():
+        raise damaged("the bounds of an interval array are out of order")
 
 
 def _read_opaque(source: Reader, spec: Spec) -> Any:
     values = source.part(spec)
     if not isinstance(values, np.ndarray | pd.api.extensions.ExtensionArray):
         raise damaged("an array is of another type")
+    if source.trust is not None and isinstance(values, np.ndarray) and type(values) not in _OWN:
+        raise damaged("an array is of another type")
     return values
 
+
+#: Numpy's arrays that pandas may hold; subclasses know things that it does not.
+_OWN = (np.ndarray, np.memmap)
 
 #: By exact type. A writer returns None for what would not come back exactly, having
 #: placed nothing. ``pandas_axes`` adds Categorical, whose categories are an axis.

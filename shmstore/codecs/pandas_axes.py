@@ -70,6 +70,8 @@ def read_index(source: Reader, spec: Spec) -> pd.Index:
         bounds = spec["start"], spec["stop"], spec["step"]
         if not all(type(bound) is int for bound in bounds):
             raise damaged("a range is not made of integers")
+        if not all(-(2**63) <= bound < 2**63 for bound in bounds):
+            raise damaged("a range leads beyond 64 bits")
         return pd.RangeIndex(*bounds, name=name)
     cls, content = _CLASSES[kind]
     values: Any = pandas_arrays.read_array(source, spec["values"])
@@ -109,7 +111,7 @@ def _read_multi(source: Reader, spec: Spec) -> pd.MultiIndex:
     if not levels or not len(levels) == len(codes) == len(names):
         raise damaged("a MultiIndex has not as many levels as codes and names")
     for level, each in zip(levels, codes, strict=True):
-        _check_codes(each, level)
+        _check_codes(source, each, level)
         if each.shape != codes[0].shape:
             raise damaged("a MultiIndex has codes of different lengths")
     if sortorder is not None and type(sortorder) is not int:
@@ -128,9 +130,16 @@ def code_dtype(categories: int) -> np.dtype[Any]:
     return np.dtype(np.int64)
 
 
-def _check_codes(codes: Array, categories: pd.Index) -> None:
+def _check_codes(source: Reader, codes: Array, categories: pd.Index) -> None:
     if codes.ndim != 1 or codes.dtype != code_dtype(len(categories)):
         raise damaged("codes do not fit their categories")
+    # pandas looks categories up by their codes without a look at these.
+    if (
+        source.trust is not None
+        and len(codes)
+        and not -1 <= int(codes.min()) <= int(codes.max()) < len(categories)
+    ):
+        raise damaged("codes lead out of their categories")
 
 
 def _write_categorical(out: Writer, values: Any) -> Spec | None:
@@ -151,7 +160,7 @@ def _write_categorical(out: Writer, values: Any) -> Spec | None:
 def _read_categorical(source: Reader, spec: Spec) -> Any:
     codes, ordered = source.array(spec["codes"]), spec["ordered"]
     categories = read_index(source, spec["categories"])
-    _check_codes(codes, categories)
+    _check_codes(source, codes, categories)
     if type(ordered) is not bool:
         raise damaged("a categorical is neither ordered nor unordered")
     return internals.categorical_of(codes, categories, ordered)

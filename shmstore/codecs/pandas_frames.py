@@ -30,10 +30,13 @@ from shmstore.codecs.pandas_arrays import read_array, write_array
 from shmstore.codecs.pandas_axes import is_understood, read_index, write_index
 from shmstore.codecs.pandas_notes import notes_of
 from shmstore.codecs.pandas_payload import Reader, Spec, Writer, damaged
+from shmstore.codecs.trust import Trust
 from shmstore.errors import StoreError
 
 CODEC = 8
 _VERSION = 1
+#: Columns that a frame of another host may claim.
+_MOST_COLUMNS = 1 << 26
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -76,15 +79,16 @@ def encode(value: Any) -> Encoded | None:
     return Encoded(CODEC, _to_json(spec).encode("ascii"), out.parts, out.nbytes)
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """The value, on views of the payload.
 
     Raises:
         CorruptValue: Meta and payload are no pandas value.
+        UnsafeValue: The value came from another host and asks for what it may not have.
         Unserializable: A class or time zone that the value needs is missing here.
     """
     try:
-        return _read(Reader(payload), _parse(meta))
+        return _read(Reader(payload, trust), _parse(meta))
     except (StoreError, MemoryError):
         raise
     except Exception as error:
@@ -141,6 +145,8 @@ def _read_frame(source: Reader, spec: Spec, index: pd.Index) -> pd.DataFrame:
     columns = read_index(source, spec["columns"])
     blocks = []
     rows, total, count = len(index), len(columns), 0
+    if source.trust is not None and total > _MOST_COLUMNS:
+        raise damaged("a frame has more columns than any")
     taken = np.zeros(total, dtype=bool)
     for block in spec["blocks"]:
         at = _read_placement(block["at"], total)

@@ -16,12 +16,15 @@ from __future__ import annotations
 import binascii
 import functools
 import math
+import re
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from shmstore import codecs
+from shmstore.codecs.arrays import check_text
 from shmstore.codecs.encoded import ALIGNMENT
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue
 
 Spec: TypeAlias = dict[str, Any]
@@ -51,8 +54,14 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return dtype.str
 
 
+#: What ``dtype_name`` gives.
+_NAME = re.compile(r"[<>|=]?([biufcSU]\d{1,10}|[qQ]|[mM]8(\[\d{0,9}[a-zA-Z]{1,2}\])?)")
+
+
 @functools.lru_cache(maxsize=256)
 def _dtype(name: str) -> np.dtype[Any]:
+    if type(name) is not str or not _NAME.fullmatch(name):
+        raise damaged("a dtype has no name that is known")
     dtype = np.dtype(name)
     if not is_plain_dtype(dtype):
         raise damaged(f"dtype {name!r} is not one of plain memory")
@@ -132,12 +141,17 @@ class Writer:
 
 
 class Reader:
-    """Finds values in a payload; what lies outside it is CorruptValue."""
+    """Finds values in a payload; what lies outside it is CorruptValue.
 
-    __slots__ = ("_payload",)
+    Attributes:
+        trust: How far the value is trusted; None if this host stored it.
+    """
 
-    def __init__(self, payload: memoryview) -> None:
+    __slots__ = ("_payload", "trust")
+
+    def __init__(self, payload: memoryview, trust: Trust | None = None) -> None:
         self._payload = payload
+        self.trust = trust
 
     @property
     def readonly(self) -> bool:
@@ -166,7 +180,10 @@ class Reader:
             # Unlike numpy.ndarray(buffer=...), frombuffer keeps the memoryview itself, so
             # that the mapping cannot be closed under the array.
             count = nbytes // dtype.itemsize
-            return np.frombuffer(self._payload, dtype, count, at).reshape(shape, order=order)
+            array = np.frombuffer(self._payload, dtype, count, at).reshape(shape, order=order)
+            if self.trust is not None:
+                check_text(array)
+            return array
         empty = np.empty(shape, dtype, order=order)
         empty.flags.writeable = not self._payload.readonly
         return empty
@@ -179,7 +196,7 @@ class Reader:
             raise damaged("a part's codec is not a number")
         meta = binascii.a2b_base64(spec["meta"], strict_mode=True)
         piece = self._payload[at : at + nbytes] if nbytes else _NOTHING
-        return codecs.decode(codec, meta, piece)
+        return codecs.decode(codec, meta, piece, self.trust)
 
     def label(self, label: Any) -> Any:
         """A label as ``Writer.label`` left it."""

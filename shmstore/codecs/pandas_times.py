@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from datetime import UTC
+from datetime import UTC, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -74,7 +74,10 @@ def _read_zone(source: Reader, spec: Any) -> Any:
     if spec is True:
         return UTC
     if type(spec) is not str:
-        return source.part(spec)
+        zone = source.part(spec)
+        if not isinstance(zone, tzinfo):
+            raise damaged("a time zone is none")
+        return zone
     try:
         return ZoneInfo(spec)
     except ZoneInfoNotFoundError as error:

@@ -20,6 +20,7 @@ from shmstore.codecs.rebuilding import Rebuilding, handed_out, load
 from shmstore.codecs.reducing import NeedsValue, Reducing, Sink, unpicklable
 from shmstore.codecs.reductions import name_of
 from shmstore.codecs.runs import COPIED, HANDED_OUT, STREAM, VIEWED, Runs, parse_runs
+from shmstore.codecs.trust import Trust
 from shmstore.errors import StoreError, Unserializable
 
 PICKLE: Final = 4
@@ -88,15 +89,20 @@ class _Unpickler(Rebuilding, pickle.Unpickler):
         return self.look_up(module, name) or super().find_class(module, name)
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Rebuilds a pickled value; its buffers are views of the payload.
 
     Raises:
         CorruptValue: Meta or the pickle is damaged.
+        UnsafeValue: The value came from another host and asks for what it may not have.
         Unserializable: A class is missing here, or its own code raised.
     """
     runs = parse_runs(meta, 0, len(payload))
     stream = runs[-1]
+    if trust is not None:
+        from shmstore.codecs import stranger
+
+        return stranger.load(stream, runs, payload, trust)
     unpickler = _Unpickler(
         reader_of(payload[stream.offset : stream.offset + stream.nbytes]),
         buffers=handed_out(runs, payload),

@@ -17,6 +17,7 @@ from pickle import loads as _loads
 from typing import Any, Final, Never
 
 from shmstore.codecs.encoded import BufferNote, Encoded
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue
 
 PLAIN: Final = 1
@@ -125,12 +126,17 @@ class _NoGlobals(pickle.Unpickler):
         raise pickle.UnpicklingError(f"a plain value names {module}.{name}")
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Builds a plain value.
 
     Raises:
         CorruptValue: The payload is not a pickle of a plain value.
+        UnsafeValue: The value came from another host and names what it may not have.
     """
+    if trust is not None:
+        from shmstore.codecs import stranger
+
+        return stranger.load_plain(payload, trust)
     try:
         if len(payload) <= CHECKED_BYTES:
             return _loads(payload)

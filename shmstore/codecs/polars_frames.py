@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
-from shmstore.codecs import arrow
+from shmstore.codecs import arrow, arrow_checks
 from shmstore.codecs.arrow_layout import EXTENSION_KEY, MAP_OFFSETS, VALIDITY, read_schema
 from shmstore.codecs.arrow_meta import unpack as unpack_stream
 from shmstore.codecs.encoded import ALIGNMENT, BufferNote, Encoded
@@ -35,6 +35,7 @@ from shmstore.codecs.polars_dtypes import (
     spec,
 )
 from shmstore.codecs.polars_meta import FRAME, SERIES, Meta, Schema, pack, parse_schema, unpack
+from shmstore.codecs.trust import Trust, unsafe
 from shmstore.errors import CorruptValue, Unserializable
 
 CODEC = 7
@@ -193,16 +194,22 @@ def _sorted_columns(frame: pl.DataFrame) -> dict[str, bool]:
     return found
 
 
-def decode(meta: bytes, payload: memoryview) -> Any:
+def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     """Rebuilds a DataFrame or Series whose columns view the payload.
 
     Raises:
         CorruptValue: If the meta or the stored metadata was changed.
+        UnsafeValue: If it came from another host and has columns that Arrow does not carry,
+            or extension dtypes.
         Unserializable: If the value has an extension dtype that is not registered here.
     """
     facts = unpack(meta)
-    table = arrow.decode_table(facts.stream, payload)
     apart = facts.notes.get("apart", [])
+    if trust is not None:
+        _check_notes(facts)
+    table = arrow.decode_table(facts.stream, payload, trust)
+    if trust is not None and any(map(arrow_checks.has_width_zero, table.schema.types)):
+        raise CorruptValue(check="arrays of width 0", where="polars value")
     try:
         frame = pl.DataFrame(_Stream(table))
         if apart:
@@ -211,9 +218,33 @@ def decode(meta: bytes, payload: memoryview) -> Any:
         raise CorruptValue(check=f"polars refuses it: {error}", where="payload") from error
     _compare(frame, facts)
     for index, descending in facts.notes.get("sorted", {}).items():
-        column = frame.to_series(int(index)).set_sorted(descending=descending)
-        frame.replace_column(int(index), column)
+        column = frame.to_series(int(index))
+        if trust is not None and not _is_sorted(column, descending):
+            raise CorruptValue(check="a column is not sorted as told", where="polars value")
+        frame.replace_column(int(index), column.set_sorted(descending=descending))
     return frame.to_series(0) if facts.kind == SERIES else frame
+
+
+def _check_notes(facts: Meta) -> None:
+    """What a value of another host may say beside its columns."""
+    if facts.apart_size or facts.notes.get("apart"):
+        # polars' own reader believes what it reads.
+        raise unsafe("polars' own format, which holds 128-bit integers")
+    told = facts.notes.get("sorted", {})
+    width = len(parse_schema(facts.schema))
+    if type(told) is not dict or not all(
+        index.isdecimal() and int(index) < width and type(descending) is bool
+        for index, descending in told.items()
+    ):
+        raise CorruptValue(check="no such columns are sorted", where="meta of a polars value")
+
+
+def _is_sorted(column: pl.Series, descending: bool) -> bool:
+    """Whether a column is sorted, with its nulls at either end."""
+    return any(
+        column.is_sorted(descending=descending, nulls_last=nulls_last)
+        for nulls_last in (False, True)
+    )
 
 
 def _decode_apart(facts: Meta, payload: memoryview) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from typing import Any
 
 from shmstore import _wire, codecs
 from shmstore.codecs.runs import COPIED, HANDED_OUT, VIEWED, Run
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue, StoreError, Unserializable
 
 
@@ -21,9 +22,11 @@ class Rebuilding:
 
     Attributes:
         foreign: The last name outside of ``shmstore._wire`` that was looked up.
+        trust: How far the value is trusted; None if this host stored it.
     """
 
     foreign: str | None = None
+    trust: Trust | None = None
     _payload: memoryview
     _runs: list[Run]
 
@@ -69,7 +72,7 @@ class Rebuilding:
 
         if type(meta) is not bytes:
             raise CorruptValue("an array without meta", "pickle stream")
-        return arrays.decode(meta, self._own(memory))
+        return arrays.decode(meta, self._own(memory), self.trust)
 
     def _memory(self, format: Any, shape: Any, memory: Any) -> memoryview:
         view = self._own(memory)
@@ -82,9 +85,8 @@ class Rebuilding:
         run = self._slice(index)
         if run.kind not in codecs.NAMES:
             raise CorruptValue(f"run {index} is no value", "pickle stream")
-        return codecs.decode(
-            run.kind, run.meta, self._payload[run.offset : run.offset + run.nbytes]
-        )
+        piece = self._payload[run.offset : run.offset + run.nbytes]
+        return codecs.decode(run.kind, run.meta, piece, self.trust)
 
 
 def _constructor(name: str) -> Any:

@@ -251,7 +251,7 @@ def test_setdefault_that_comes_second(dag: Dag, monkeypatch: pytest.MonkeyPatch)
 
 def test_pop_removes_the_value_that_it_returns(dag: Dag, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value stored between the look and the removal is not lost: it is returned, or stays."""
-    decoded = store_module.decoded
+    decoded = store_module.decoded_record
     puts: list[int] = []
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -261,7 +261,7 @@ def test_pop_removes_the_value_that_it_returns(dag: Dag, monkeypatch: pytest.Mon
             call(lambda: Store(dag.store.root).put("d", "a", "new").id)
         return value
 
-    monkeypatch.setattr(store_module, "decoded", interrupted)
+    monkeypatch.setattr(store_module, "decoded_record", interrupted)
     popped = dag.pop("a")
     monkeypatch.undo()
     assert puts
