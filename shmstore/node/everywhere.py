@@ -12,12 +12,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from shmstore import clearing
+from shmstore.errors import RegistryUnavailable, StoreError
 from shmstore.node import protocol, subjects
+from shmstore.node.connection import Message, NoAnswer, TooLarge
 from shmstore.node.protocol import ProtocolError
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
-
     from shmstore.namespace import Namespace
     from shmstore.node.connection import Connection
     from shmstore.node.publisher import Publisher
@@ -89,12 +89,14 @@ class Everywhere:
         try:
             reply = await self._connection.request(subject, request, patience_s)
             header, _ = protocol.unpack(reply)
-            return header["cleared"] is True
-        except Exception as error:
-            _log.warning("node %r has not cleared DAG %r: %s", node, dag_id, error)
+            if "fault" in header:
+                raise ProtocolError(protocol.text(header, "fault"))
+            return header.get("cleared") is True
+        except (NoAnswer, TooLarge, RegistryUnavailable, ProtocolError) as error:
+            _log.warning("node %r has not cleared DAG %r: %s", node, dag_id, str(error))
             return None
 
-    async def _asked(self, message: Msg) -> None:
+    async def _asked(self, message: Message) -> None:
         if not subjects.is_inbox(self._space.name, message.reply):
             return
         try:
@@ -106,7 +108,10 @@ class Everywhere:
             reply: dict[str, object] = {"cleared": await self._publisher.obey(dag_id, epoch)}
         except ProtocolError as error:
             reply = {"fault": str(error)}
-        except Exception as error:
-            _log.exception("a DAG could not be cleared")
-            reply = {"fault": str(error)}
-        await message.respond(protocol.pack(reply))
+        except StoreError as error:
+            _log.warning("a DAG could not be cleared: %s", str(error))
+            reply = {"fault": str(error)[:1000]}
+        try:
+            await self._connection.publish(message.reply, protocol.pack(reply))
+        except RegistryUnavailable:
+            pass  # who asked has lost us, too

@@ -170,7 +170,7 @@ class Fetching:
             try:
                 await self.bring(Wanted(dag_id, id))
             except StoreError as error:
-                _log.info("not prefetched: %s", error)
+                _log.info("not prefetched: %s", str(error))
 
         task = asyncio.create_task(quietly())
         self._background.add(task)

@@ -115,7 +115,7 @@ class Gateway:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # it has gone
         except ProtocolError as error:
-            _log.warning("sent away a process that sent no request: %s", error)
+            _log.warning("sent away a process that sent no request: %s", str(error))
         finally:
             for task in running:
                 task.cancel()

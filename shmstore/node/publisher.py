@@ -144,7 +144,7 @@ class Publisher:
         """Notes what is new; whether there was anything."""
         for token, manifest in list(self._following.new()):
             if isinstance(manifest, StoreError):
-                _log.warning("DAG at %s is not registered: %s", token, manifest)
+                _log.warning("DAG at %s is not registered: %s", token, str(manifest))
                 continue
             await self._admit(token, manifest)
         seen = self._following.look(thorough)
@@ -199,7 +199,11 @@ class Publisher:
             batch = [self._pending.popitem() for _ in range(min(_BURST, len(self._pending)))]
             done = False
             try:
-                failed = await self._registry.put_many([one for _, one in batch if one is not None])
+                wanted = [entry for _, entry in batch if entry is not None]
+                failed = await self._registry.put_many(wanted)
+                if failed and len(failed) == len(wanted):
+                    # What keeps them may be gone; the next session makes it anew.
+                    raise RegistryUnavailable("it acknowledges nothing")
                 gone = [key for key, entry in batch if entry is None]
                 for at in range(0, len(gone), _WITHDRAWN_AT_ONCE):
                     some = gone[at : at + _WITHDRAWN_AT_ONCE]
@@ -232,7 +236,7 @@ class Publisher:
         except Superseded:
             pass
         except (CorruptValue, StoreError) as error:
-            _log.warning("DAG %r is not registered: %s", manifest.dag_id, error)
+            _log.warning("DAG %r is not registered: %s", manifest.dag_id, str(error))
 
     async def obey(self, dag_id: str, epoch: int) -> bool:
         """Clears a DAG that began before its epoch was raised to ``epoch``."""

@@ -233,7 +233,7 @@ class _Node:
                 self._end(f"ended: {taken}")
                 return
             except StoreError as error:
-                _log.debug("the claim was not renewed: %s", error)
+                _log.debug("the claim was not renewed: %s", str(error))
 
     async def _keep_swept(self) -> None:
         while True:
@@ -242,7 +242,7 @@ class _Node:
             try:
                 await asyncio.to_thread(upkeep.gc, self._space, order)
             except StoreError as error:
-                _log.warning("not swept: %s", error)
+                _log.warning("not swept: %s", str(error))
 
     def _status(self) -> Header:
         return {
@@ -280,7 +280,7 @@ async def _quietly(call: Callable[[], Awaitable[None]]) -> None:
     try:
         await call()
     except RemoteError as error:
-        _log.debug("%s", error)
+        _log.debug("%s", str(error))
 
 
 def _wanted(space: Namespace) -> bool:
