@@ -25,6 +25,7 @@ from shmstore.namespace import Namespace
 from shmstore.pool import Claimed
 from shmstore.reservations import Reservation
 
+_CLOSED = "the descriptor of a value being stored was closed"
 # Payloads from this size on are held against what is free before they are written,
 # so that a value which cannot fit does not drive others into a full file system.
 _CHECKED_FIRST = 1 << 20
@@ -107,7 +108,7 @@ class Written:
         """
         file = self._file
         if not file.ours():
-            raise OSError(errno.EBADF, "the descriptor of a value being stored was closed")
+            raise OSError(errno.EBADF, _CLOSED)
         if here.lost:
             raise refused()
         self._named = True
@@ -140,6 +141,8 @@ class Written:
     def flush(self) -> None:
         """Writes it to the disk, so that one that is full or failing says so now."""
         try:
+            if not self._file.ours():
+                raise OSError(errno.EBADF, _CLOSED)
             os.fdatasync(self._file.fd)
             os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
