@@ -14,6 +14,7 @@ import numpy as np
 
 from shmstore.log import Log
 from shmstore.record import CHECKPOINT, EMPTY, HEAD_SIZE, PAGE, PUT, Totals, key_hash, slot_offset
+from shmstore.words import among
 
 _TAG = np.uint64(65521)
 _NOTHING = Totals(0, 0, 0, 0)
@@ -140,7 +141,7 @@ def index_faults(table: _TABLE, homes: int, used: int, read: LogRead) -> Iterato
 
     half = ~taken & (hashes != np.uint64(EMPTY))
     if read.gap:  # its dead writer may have come to the hash only
-        half &= ~np.isin(hashes, np.array([one.key_hash for _, one in read.gap], dtype=np.uint64))
+        half &= ~among(hashes, np.array([one.key_hash for _, one in read.gap], dtype=np.uint64))
     yield from _told(np.flatnonzero(half), "is half written")
     if taken[-1]:
         yield "its last slot is used"

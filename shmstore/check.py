@@ -30,7 +30,7 @@ from shmstore import (
     sweep_disk,
 )
 from shmstore.audit import Kept, LogRead
-from shmstore.errors import CorruptValue, StoreError, UnusableRoot
+from shmstore.errors import CorruptValue, StoreBusy, StoreError, UnusableRoot
 from shmstore.forked import Again, here
 from shmstore.index import IndexDamagedError
 from shmstore.lock import LockLost
@@ -69,7 +69,11 @@ def check(space: Namespace, fix: bool) -> list[Finding]:
     Raises:
         UnusableRoot: The namespace has been removed.
     """
-    found = [*_namespace(space), *_scraps(space, fix, (sweep.trash, sweep.pages))]
+    found = [
+        *_namespace(space),
+        *_account(space, fix),
+        *_scraps(space, fix, (sweep.trash, sweep.pages)),
+    ]
     tokens = sorted(files.listed(space.dags)) if space.dags.intact() else []
     if not tokens:
         lookup.check_space(space)
@@ -90,6 +94,30 @@ def _namespace(space: Namespace) -> Iterator[Finding]:
         fault = "it is missing"
     if fault:
         yield Finding("namespace", None, None, names.CONTROL, fault)
+
+
+def _account(space: Namespace, fix: bool) -> Iterator[Finding]:
+    """An account that is too low, by which a capacity would be exceeded.
+
+    Too high it may be: what died may have reserved, and a recount precedes StoreFull.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    fixed = False
+    try:
+        # Who was writing when the capacity was given adds that when he has named it.
+        while missing := space.ledger.missing():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_LOOK_S)
+        if not missing:
+            return
+        what = f"its account lacks {missing:,} bytes that files take"
+        if fix:
+            space.ledger.recount()
+            fixed = not space.ledger.missing()
+    except StoreBusy as error:
+        what = str(error)
+    yield Finding("account", None, None, names.CONTROL, what, fixed)
 
 
 def _scraps(space: Namespace, fix: bool, sources: tuple[sweep.Source, ...]) -> list[Finding]:

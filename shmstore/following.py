@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shmstore import doorbell, lookup
+from shmstore import doorbell, files, lookup
 from shmstore.errors import CorruptValue, StoreError
 from shmstore.follower import Follower, Taken
 from shmstore.manifest import Manifest, Superseded
@@ -78,7 +78,7 @@ class Following:
         if changed < self._listed_ns - _TICK_NS:
             return
         self._listed_ns = now
-        tokens = os.listdir(self._space.dags.fd)
+        tokens = files.listed(self._space.dags)
         if not tokens:
             lookup.check_space(self._space)
         for token in tokens:

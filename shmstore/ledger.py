@@ -222,6 +222,17 @@ class Ledger:
         """Puts the account right; returns by how much it was too high."""
         return self._run(self._count) if self._control[CAPACITY] else 0
 
+    def missing(self) -> int:
+        """Bytes that files take and the account does not have; 0 as long as all is well.
+
+        Changes nothing. What is reserved and has no name yet is in the account only.
+        """
+        return self._run(self._missing) if self._control[CAPACITY] else 0
+
+    def _missing(self) -> int:
+        # Frees may come as this looks; what they give back waits for the lock.
+        return max(sum(_allocated(self._directory)) - self._control[USED], 0)
+
     def _count(self) -> int:
         self._reserved.after_fork()
         control = self._control

@@ -41,6 +41,7 @@ from shmstore.record import (
     unpack_head,
 )
 from shmstore.view import DOUBTFUL, Doubt, View
+from shmstore.words import union
 
 _ATTEMPTS = 8
 
@@ -307,7 +308,7 @@ def _copied(manifest: Manifest, view: View) -> Snapshot | None:
         return None
     newer = {found.key: offset for offset, found in log.scan(start, end)}
     more = np.array([*newer.values()], dtype=np.uint64)
-    return log, np.union1d(offsets, more), newer, end
+    return log, union(offsets, more), newer, end
 
 
 def _snapshot_settled(manifest: Manifest) -> Snapshot:

@@ -79,9 +79,9 @@ class Finding:
     Attributes:
         kind: "dag" (cannot be read), "log", "record" (fails its check), "index", "gap" (a
             dead writer's records are not in the index yet), "totals", "segment" (of a value:
-            missing or too short), "stamp", "namespace", "unknown" (a file that is not the
-            store's), or what gc would free, in its words: "orphan", "leftover", "trash",
-            "abandoned", "cleared", "page".
+            missing or too short), "stamp", "namespace", "account" (of a capacity: too low),
+            "unknown" (a file that is not the store's), or what gc would free, in its words:
+            "orphan", "leftover", "trash", "abandoned", "cleared", "page".
         dag_id: The DAG, or None.
         id: The value it concerns, or None.
         where: File, and offset if there is one.

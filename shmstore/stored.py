@@ -7,6 +7,7 @@ limit, in a segment of its own above it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from time import time_ns
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from shmstore.codecs.trust import Trust
 from shmstore.commit import WRITTEN, Change, commit
 from shmstore.entry import INLINE, Entry
 from shmstore.errors import CorruptValue, UnsafeValue
+from shmstore.lock import between_forks
 from shmstore.manifest import Manifest
 from shmstore.opened import OpenDags
 from shmstore.provenance import build_meta, codec_meta, this_process, type_name
@@ -32,6 +34,12 @@ INLINE_LIMIT = 16 << 10
 _ROUNDS = 16
 _new = tuple.__new__  # a third of what calling a named tuple's class costs
 
+
+def _imported(name: str) -> Any:
+    return between_forks(import_module, name)
+
+
+codecs.importing = _imported
 
 #: A value to be stored: id, its bytes, value, what it was encoded to, bytes of its deps.
 Item: TypeAlias = tuple[str, bytes, Any, codecs.Encoded, Sequence[bytes]]

@@ -30,6 +30,7 @@ from shmstore.namespace import Namespace
 from shmstore.report import GcAction
 from shmstore.survey import Listing
 from shmstore.sweep_plan import DagSeen, plan_leftovers, plan_orphans
+from shmstore.words import among
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _TRIES = 8
@@ -170,7 +171,7 @@ def _look(
 def _orphans(manifest: Manifest, listing: Listing, seen: survey.Moment) -> list[GcAction]:
     listed = np.fromiter(listing.segments, dtype=np.uint64, count=len(listing.segments))
     named, _ = survey.live_segments(seen)
-    live = frozenset(np.intersect1d(listed, named).tolist())
+    live = frozenset(listed[among(listed, named)].tolist())
     current = survey.current_names(seen.current)
     actions = plan_orphans(DagSeen(manifest.dag_id, listing, current, live))
     if actions and not survey.records_sound(seen):

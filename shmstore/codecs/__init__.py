@@ -71,6 +71,10 @@ FAMILIES: Final = {"numpy": 3, "pyarrow": 6, "pandas": 8, "polars": 7}
 #: module that compares it may be imported only after a fork.
 SESSION: Final = os.urandom(16)
 
+#: How a codec's module is imported when it is first needed. The store sets a way in which
+#: no fork falls: a child would wait for ever for what a thread of its parent was importing.
+importing: Callable[[str], Any] = importlib.import_module
+
 _new = tuple.__new__
 _loaded: dict[int, _Codec] = {}
 
@@ -86,7 +90,7 @@ def _codec(number: int) -> Any:
         if name is None:
             raise CorruptValue(f"unknown codec {number}", "record")
         try:
-            codec = importlib.import_module(name)
+            codec = importing(name)
         except (ImportError, OSError) as exc:
             raise Unserializable(
                 f"codec {NAMES[number]!r}", f"this process lacks what it needs: {exc}"

@@ -18,7 +18,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 import shmstore
-from shmstore import check, compaction, crashpoints, record
+from shmstore import check, compaction, crashpoints, ledger, record
 from tests import reading_files
 from tests.fault.killing import Child, Parent, call, kill_at
 from tests.fault.scenarios import set_word
@@ -465,3 +465,21 @@ def test_a_check_beside_a_dead_writer_says_so(root: str) -> None:
     ]
     assert all(str(one).startswith(one.kind) for one in found)
     assert np.array_equal(store.get("dag", "large-0"), np.ones(4000))
+
+
+def test_an_account_that_is_too_low_is_found_and_repaired(root: str) -> None:
+    """By it a capacity would be exceeded. Too high it may be, and a recount comes in time."""
+    store = shmstore.Store(root, capacity="8MiB")
+    store.put("d", "a", np.zeros(1 << 17))
+    control = Path(root, "default", "control")
+    account = reading_files.account(root)
+    set_word(control, ledger.USED, account.used + (1 << 20))
+    assert store.check() == []
+    set_word(control, ledger.USED, account.allocated - 4096)
+    (found,) = store.check()
+    assert (found.kind, found.fixed) == ("account", False)
+    assert "lacks 4,096 bytes" in found.what
+    (found,) = store.check(fix=True)
+    assert (found.kind, found.fixed) == ("account", True)
+    assert store.check() == []
+    assert reading_files.account(root).used == account.used

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -136,3 +138,62 @@ def test_only_one_of_many_puts_without_overwrite_wins(store: shmstore.Store) -> 
 
     at_once(work)
     assert won == [store.get("d", "a")]
+
+
+_FORK_IN_AN_IMPORT = """
+import os, signal, sys, threading
+import shmstore
+root, module, use = sys.argv[1:]
+store = shmstore.Store(root)
+store.put("d", "there", 1)
+importing, forking, forked = (threading.Event() for _ in range(3))
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == module and not importing.is_set():
+            importing.set()
+            forking.wait()
+            forked.wait(1)  # in vain if the fork waits for the import
+        return None
+
+sys.meta_path.insert(0, Slow())
+os.register_at_fork(after_in_parent=forked.set)
+thread = threading.Thread(target=eval, args=(use, globals()))
+thread.start()
+while not importing.wait(0.01):
+    assert thread.is_alive(), "what is used does not need the module"
+forking.set()
+pid = os.fork()
+if not pid:
+    signal.alarm(10)
+    eval(use)
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+thread.join()
+sys.exit(bool(status))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("shmstore.codecs.arrays", "store.put('d', 'a', __import__('numpy').zeros(9))"),
+        ("shmstore.codecs.pickled", "store.put('d', 'a', slice(1))"),
+        ("numpy.ma", "list(store.ids('d')), store.put('d', 'large', bytes(99999)), store.gc()"),
+    ],
+)
+def test_a_child_waits_for_no_import_of_its_parents_threads(
+    root: str, module: str, use: str
+) -> None:
+    """What a thread is importing at a fork is never imported in the child: the fork waits."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORK_IN_AN_IMPORT, root, module, use],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if module == "numpy.ma":
+        assert "does not need the module" in done.stderr, "it is not imported at all"
+    else:
+        assert done.returncode == 0, done.stderr
