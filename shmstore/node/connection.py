@@ -15,6 +15,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from shmstore.errors import RegistryUnavailable
+from shmstore.node.large import LargeAnswers, Loan
 from shmstore.node.link import (
     Callback,
     Forbidden,
@@ -28,6 +29,7 @@ from shmstore.node.subjects import inbox_prefix
 
 __all__ = [
     "Connection",
+    "Loan",
     "Message",
     "NoAnswer",
     "NoResponders",
@@ -65,6 +67,9 @@ class Connection:
         self._control = Link(settings, f"{name} control", self.inbox_prefix)
         self._bulk = Link(settings, f"{name} bulk", self.inbox_prefix)
         self._inboxes = 0
+        self._large = LargeAnswers()
+        self._bulk.prepare = self._large.sift
+        self._listening = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -238,6 +243,30 @@ class Connection:
     ) -> bytes:
         """As ``call``; returns the answer's bytes."""
         return (await self.call(subject, payload, timeout_s, bulk=bulk)).data
+
+    async def request_large(self, subject: str, payload: bytes, timeout_s: float) -> Loan:
+        """As ``request`` by the bulk connection, for answers that are large.
+
+        Returns:
+            The answer, to be given back.
+        """
+        large = self._large
+        async with self._listening:
+            if not large.prefix:
+                prefix = f"{self.new_inbox()}."
+                await self.subscribe(f"{prefix}*", large.on_message, bulk=True)
+                large.prefix = prefix
+
+        async def send(reply: str) -> None:
+            await self.publish(subject, payload, reply, bulk=True)
+
+        try:
+            answer = await large.request(send, timeout_s)
+        except TimeoutError:
+            raise NoAnswer(f"no answer within {timeout_s:g} s") from None
+        if answer is None:
+            raise NoResponders(f"nobody listens to {subject}")
+        return answer
 
     async def close(self) -> None:
         """Sends what is under way, for a second at most, and ends both connections."""

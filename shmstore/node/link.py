@@ -209,6 +209,7 @@ class Link:
     Attributes:
         client: The current one; a closed one while there is no connection.
         generation: How many clients there were; a change of it is a reconnect.
+        prepare: What is done with each new client, before it has any subscription.
     """
 
     def __init__(self, settings: Settings, name: str, inbox_prefix: str) -> None:
@@ -218,6 +219,7 @@ class Link:
         self.client: _Client = _Client(False)
         self.generation = 0
         self.subscriptions: set[Subscribed] = set()
+        self.prepare: Callable[[Client], None] | None = None
         self._known = list(settings.servers)
         self._reconnected: list[Callable[[], None]] = []
         self._keeper: asyncio.Task[None] | None = None
@@ -319,6 +321,8 @@ class Link:
                 raise
             else:
                 self._learn(client)
+                if self.prepare is not None:
+                    self.prepare(client)
                 return client
             client.abandon()
             self._known.append(self._known.pop(0))

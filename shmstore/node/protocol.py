@@ -38,7 +38,7 @@ def pack(header: Header, body: bytes | memoryview = b"") -> bytes:
     return b"".join((_SIZE.pack(len(raw)), raw, body))
 
 
-def unpack(message: bytes) -> tuple[Header, memoryview]:
+def unpack(message: bytes | memoryview) -> tuple[Header, memoryview]:
     """Header and body of a message.
 
     Raises:
@@ -51,7 +51,7 @@ def unpack(message: bytes) -> tuple[Header, memoryview]:
     if size > LARGEST_HEADER or end > len(message):
         raise ProtocolError(f"its header of {size:,} bytes is too long")
     try:
-        header = json.loads(message[_SIZE.size : end])
+        header = json.loads(bytes(message[_SIZE.size : end]))
     except (ValueError, RecursionError) as error:
         raise ProtocolError("its header is no JSON") from error
     if type(header) is not dict:

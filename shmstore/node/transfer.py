@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from shmstore.errors import NodeUnreachable, NotFound, RegistryUnavailable, StoreFull
 from shmstore.node import protocol
-from shmstore.node.connection import Connection, NoAnswer, NoResponders, TooLarge
+from shmstore.node.connection import Connection, Loan, NoAnswer, NoResponders, TooLarge
 from shmstore.node.landing import (
     LARGEST_META,
     LARGEST_VALUE,
@@ -218,19 +218,28 @@ class _Fetch:
         if self._progress is not None:
             self._progress(done, total)
 
-    async def ask(
-        self, call: str, header: Header, *, bulk: bool = False, once: bool = False
-    ) -> tuple[Header, memoryview]:
-        """Asks the owner, again and again while there is hope.
+    async def ask(self, call: str, header: Header) -> tuple[Header, memoryview]:
+        """Asks the owner, again and again while there is hope. Raises as ``ask_once``."""
+        while True:
+            try:
+                loan = await self.ask_once(call, header)
+            except NoAnswer:
+                continue
+            return protocol.unpack(loan.data)
+
+    async def ask_once(self, call: str, header: Header, *, large: bool = False) -> Loan:
+        """Asks the owner, and again if it is busy or not there yet.
 
         Args:
             call: What it is asked for.
             header: The question.
-            bulk: By which connection.
-            once: Raise NoAnswer rather than ask again.
+            large: Whether the answer is; it then comes by the bulk connection.
+
+        Returns:
+            The answer, to be given back.
 
         Raises:
-            NoAnswer: Only if ``once``.
+            NoAnswer: None came in time; ask again.
             NodeUnreachable: It has been silent for too long.
             RegistryUnavailable: As said.
             ProtocolError: It answers nonsense.
@@ -239,40 +248,31 @@ class _Fetch:
         subject = call_subject(connection.namespace, self.node, call)
         packed = protocol.pack(header)
         absent_since: float | None = None
-        why = "it does not answer"
         lost: RegistryUnavailable | None = None
         while True:
             left = self._heard + self._patience_s - monotonic()
             if left <= 0:
-                if lost is not None:
-                    raise lost
-                raise self.unreachable(f"{why}, for {self._patience_s:g} s")
-            usual = self.flow.usual_s or 0.0
-            late = min(left, max(_LATE_S, _LATE * usual))
+                raise lost or self.unreachable(f"it does not answer, for {self._patience_s:g} s")
+            late = min(left, max(_LATE_S, _LATE * (self.flow.usual_s or 0.0)))
             try:
-                answer = protocol.unpack(await connection.request(subject, packed, late, bulk=bulk))
+                if large:
+                    loan = await connection.request_large(subject, packed, late)
+                else:
+                    loan = Loan(memoryview(await connection.request(subject, packed, late)))
             except NoResponders:
                 now = monotonic()
                 absent_since = absent_since or now
                 if now - absent_since > ABSENCE_S:
                     raise self.unreachable("no node of that name is connected") from None
-                why, lost = "no node of that name is connected", None
-                await asyncio.sleep(_AGAIN_S)
-                continue
-            except NoAnswer:
-                why, lost = "it does not answer", None
-                if once:
-                    raise
-                continue
+                lost = None
             except RegistryUnavailable as error:
                 lost, absent_since = error, None
-                await asyncio.sleep(_AGAIN_S)
-                continue
             except TooLarge as error:
                 raise self.unreachable(f"the question is too large: {error}") from error
-            self._heard = monotonic()
-            if answer[0].get("status") != "busy":
-                return answer
+            else:
+                self._heard = monotonic()
+                if protocol.unpack(loan.data)[0].get("status") != "busy":
+                    return loan
             await asyncio.sleep(_AGAIN_S)
 
 
@@ -325,31 +325,34 @@ class _Pieces:
             size = min(most, end - at)
             if at + size < end:
                 self._missing.appendleft((at + size, end))
-            body = await self._piece(at, size)
+            came = await self._piece(at, size)
         finally:
             room.give_back()
-        if body is None:
+        if came is None:
             self._missing.appendleft((at, at + size))
             return
+        body, loan = came
         if len(body) < size:
             # What the owner can send at once is less than was thought.
             self._most = min(self._most, len(body))
             self._missing.appendleft((at + len(body), at + size))
         await self._write(at, body)
+        loan.give_back()
         self._done += len(body)
         fetch.took_in(len(body), self._done, self._total)
 
-    async def _piece(self, at: int, size: int) -> memoryview | None:
+    async def _piece(self, at: int, size: int) -> tuple[memoryview, Loan] | None:
         """Asks for a piece; None if it does not come in time."""
         fetch = self._fetch
         wanted = {**fetch.value, "version": self._version, "at": at, "size": size}
         sent = monotonic()
         try:
-            header, body = await fetch.ask("chunk", wanted, bulk=True, once=True)
+            loan = await fetch.ask_once("chunk", wanted, large=True)
         except NoAnswer:
             fetch.flow.lost()
             self._most = max(self._most // 4, min(self._most, _LEAST_PIECE))
             return None
+        header, body = protocol.unpack(loan.data)
         status = protocol.text(header, "status", 32)
         if status == "gone":
             raise _Gone
@@ -359,7 +362,7 @@ class _Pieces:
             raise ProtocolError(f"{len(body):,} bytes came where {size:,} at {at:,} were wanted")
         fetch.flow.came(len(body), monotonic() - sent)
         self._checksum = _checksum(header) or self._checksum
-        return body
+        return body, loan
 
     async def _write(self, at: int, body: memoryview) -> None:
         async with self._writing:

@@ -17,7 +17,7 @@ MOST_BYTES = 32 << 20
 _FIRST_BYTES = 4 << 20
 _LEAST_BYTES = 256 << 10
 # What a piece may wait in queues on its way, seconds: enough to keep all busy.
-_QUEUE_S = 0.03
+_QUEUE_S = 0.1
 _EASED = 1 / 512  # by how much the least delay follows a longer one, a piece
 
 

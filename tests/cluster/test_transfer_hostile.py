@@ -17,10 +17,10 @@ from shmstore import errors, provenance
 from shmstore.demo.server import NatsServer
 from shmstore.node import protocol
 from shmstore.node.connection import Connection, Message, NoAnswer
-from shmstore.node.subjects import call_subject
+from shmstore.node.subjects import call_subject, inbox_prefix
 from tests import reading_files
 from tests.cluster.hosts import Host, host, hosts
-from tests.cluster.nodes import connected
+from tests.cluster.nodes import connected, until
 
 _MIB = 1 << 20
 _PAYLOAD = random.Random(5).randbytes(3 * _MIB)
@@ -315,18 +315,19 @@ def test_an_owner_writes_to_inboxes_of_the_namespace_only(server: NatsServer, ro
             async def hear(message: Message) -> None:
                 heard.append(message.subject)
 
-            elsewhere = ("$KV.shmstore_default.x", "_INBOX.x", "_INBOX_other_b.x", "x")
-            for subject in (*elsewhere, "_INBOX_default_b.x"):
+            inbox = f"{inbox_prefix('default', 'b')}.x"
+            other = f"{inbox_prefix('other', 'b')}.x"
+            elsewhere = ("$KV.shmstore_default.x", "_INBOX.x", other, "x")
+            for subject in (*elsewhere, inbox):
                 await b.connection.subscribe(subject, hear)
             request = protocol.pack({"dag": "dag", "id": "id"})
-            for subject in (*elsewhere, "_INBOX_default_b.x"):
+            for subject in (*elsewhere, inbox):
                 await b.connection.publish(call_subject("default", "a", "get"), request, subject)
             # Answered in order: when this one has come, the others would have, too.
             with pytest.raises(NoAnswer):
                 await b.connection.request(call_subject("default", "nobody", "get"), b"", 5.0)
-            while not heard:
-                await asyncio.sleep(0.01)
+            await until(lambda: bool(heard), "no answer")
             assert await b.fetch("a", "id")
-            assert heard == ["_INBOX_default_b.x"]
+            assert heard == [inbox]
 
     asyncio.run(run())
