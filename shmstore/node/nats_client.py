@@ -101,13 +101,15 @@ class NatsClient(Client):
             self._answers = f"{self.new_inbox()}."
             await self.subscribe(f"{self._answers}*", cb=self._answered)
             await asyncio.wait_for(asyncio.shield(self.ping()), CONNECT_S)
-        except (Refused, Failed):
-            raise
         except TimeoutError:
             raise Failed("it does not answer") from None
         except Exception as error:
             # The files of credentials are read in there, by libraries with errors of their own.
-            raise _reason(error) from error
+            reason = _reason(error)
+            if isinstance(reason, Failed) and self._server_info.get("tls_verify"):
+                # Its objection may be lost with the connection that it closes.
+                reason = Refused(f"TLS failed (it asks for a certificate; then: {reason})")
+            raise reason from error
 
     async def _on_error(self, error: Exception) -> None:
         if not self.served:
