@@ -12,17 +12,17 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from nats import errors as nats_errors
-from nats.aio.client import Client
 
 from shmstore.errors import RegistryUnavailable
 from shmstore.node.large import LargeAnswers, Loan
-from shmstore.node.link import (
-    Callback,
+from shmstore.node.link import Callback, Link, Subscribed
+from shmstore.node.nats_client import (
     Forbidden,
-    Link,
     Message,
+    NatsClient,
+    NoAnswer,
+    NoResponders,
     Refused,
-    Subscribed,
 )
 from shmstore.node.settings import Settings
 from shmstore.node.subjects import inbox_prefix
@@ -41,14 +41,6 @@ __all__ = [
 
 #: How long a node tries to reach NATS when it starts, seconds.
 _PATIENCE_S = 10.0
-
-
-class NoAnswer(Exception):
-    """Nothing answered a request in time; says why, a clause without a full stop."""
-
-
-class NoResponders(NoAnswer):
-    """Nobody listens there, says the server."""
 
 
 class TooLarge(Exception):
@@ -101,12 +93,12 @@ class Connection:
         return self
 
     @property
-    def control(self) -> Client:
+    def control(self) -> NatsClient:
         """The current client for control; a closed one while there is no connection."""
         return self._control.client
 
     @property
-    def bulk(self) -> Client:
+    def bulk(self) -> NatsClient:
         """The current client for bulk."""
         return self._bulk.client
 
@@ -143,7 +135,7 @@ class Connection:
 
     def forbidden(self, subject: str, bulk: bool = False) -> bool:
         """Whether the server said lately that we may not publish there."""
-        return (self._bulk if bulk else self._control).forbidden(subject)
+        return self._client(bulk).forbidden(f'publish to "{subject}"')
 
     async def subscribe(self, subject: str, callback: Callback, bulk: bool = False) -> Subscribed:
         """Subscribes, until ``stop()`` of what is returned; the server knows on return.
@@ -163,6 +155,8 @@ class Connection:
         except Forbidden:
             raise self.unavailable(f"NATS does not let us subscribe to {subject}") from None
         except (nats_errors.Error, OSError) as error:
+            if link.connected:
+                raise  # a mistake of ours, and none that will pass
             raise self._lost() from error
 
     async def publish(
@@ -188,6 +182,8 @@ class Connection:
                 f"{len(payload):,} bytes, of at most {link.client.max_payload:,}"
             ) from None
         except (nats_errors.Error, OSError) as error:
+            if link.connected:
+                raise  # a mistake of ours, and none that will pass
             raise self._lost() from error
 
     async def publish_many(self, messages: Iterable[tuple[str, str, bytes]]) -> None:
@@ -204,6 +200,8 @@ class Connection:
         try:
             await link.client.publish_many(messages)
         except (nats_errors.Error, OSError) as error:
+            if link.connected:
+                raise  # a mistake of ours, and none that will pass
             raise self._lost() from error
 
     async def call(
@@ -226,16 +224,12 @@ class Connection:
         link = self._link(bulk)
         client = link.client
         try:
-            return await client.request(subject, payload, timeout_s, headers=headers)
-        except nats_errors.NoRespondersError:
-            raise NoResponders(f"nobody listens to {subject}") from None
-        except nats_errors.TimeoutError:
-            if self.forbidden(subject, bulk):
-                raise NoAnswer(f"NATS does not let us publish to {subject}") from None
-            raise NoAnswer(f"no answer within {timeout_s:g} s") from None
+            return await client.ask(subject, payload, timeout_s, headers)
         except nats_errors.MaxPayloadError:
             raise TooLarge(f"{len(payload):,} bytes, of at most {client.max_payload:,}") from None
         except (nats_errors.Error, OSError) as error:
+            if link.connected:
+                raise
             raise NoAnswer("the connection to NATS was lost meanwhile") from error
 
     async def request(
@@ -271,6 +265,9 @@ class Connection:
     async def close(self) -> None:
         """Sends what is under way, for a second at most, and ends both connections."""
         await asyncio.gather(self._control.close(), self._bulk.close())
+
+    def _client(self, bulk: bool) -> NatsClient:
+        return (self._bulk if bulk else self._control).client
 
     def _link(self, bulk: bool) -> Link:
         link = self._bulk if bulk else self._control

@@ -6,6 +6,7 @@ raise it twice, and one that the registry lost is written again by whoever remem
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ from shmstore.node.connection import Connection, Message
 from shmstore.node.kept import Kept, WrongRevision
 
 _ROUNDS = 50
+#: The pauses before each look whether an epoch that was published is stored, seconds.
+_CONFIRM_S = (0.0, 0.002, 0.01, 0.05, 0.2, 1.0, 3.0)
 # What the epoch is to be after what it is.
 Next = Callable[[int], int]
 
@@ -28,6 +31,7 @@ class Epochs:
         self._bucket = bucket
         self._known: dict[str, int] = {}
         self._following = False
+        self._confirming: set[asyncio.Task[None]] = set()
         self._callbacks: list[Callable[[str, int], None]] = []
 
     def on_raised(self, callback: Callable[[str, int], None]) -> None:
@@ -99,18 +103,29 @@ class Epochs:
         raise self._connection.unavailable(f"the epoch of DAG {dag_id!r} is raised all the time")
 
     async def _told(self, message: Message) -> None:
-        # A subscriber sees what JetStream refused, too: a raise that lost its race would make
-        # living entries dead here. So this is a hint to look, not news.
-        key = subjects.subject_key(self._bucket.name, message.subject)
-        if key is None:
+        # A subscriber sees what JetStream refuses, and sees the rest before it is stored. A
+        # raise that lost its race would make living entries dead here: so this is no news, but
+        # a reason to look, and to look again.
+        key = subjects.subject_key(self._bucket.name, message.subject) or ""
+        read = _unpacked(key, message.data)
+        if read is None or read[1] <= self.of(read[0]):
             return
-        try:
-            kept = await self._bucket.last(key)
-        except RegistryUnavailable:
-            return  # read with all others after the reconnect
-        read = _unpacked(key, kept.value) if kept else None
-        if read is not None:
-            self.learn(*read)
+        task = asyncio.create_task(self._confirm(key, read[1]))
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+
+    async def _confirm(self, key: str, told: int) -> None:
+        for pause in _CONFIRM_S:
+            await asyncio.sleep(pause)
+            try:
+                kept = await self._bucket.last(key)
+            except RegistryUnavailable:
+                return  # read with all others after the reconnect
+            read = _unpacked(key, kept.value) if kept else None
+            if read is not None:
+                self.learn(*read)
+                if read[1] >= told:
+                    return
 
 
 def _number(kept: Kept | None) -> int:

@@ -17,7 +17,7 @@ from shmstore.node.claims import HOLDS_S, Claim, Claims
 from shmstore.node.connection import Connection, Message, Subscribed
 from shmstore.node.entries import Entry, unpacked
 from shmstore.node.epochs import Epochs
-from shmstore.node.kept import Stream, WrongRevision
+from shmstore.node.kept import Kept, Stream, WrongRevision
 
 __all__ = ["Entry", "Registry"]
 
@@ -82,16 +82,22 @@ class Registry:
         failed = await self._entries.write_many(items)
         return [items[place] for place in sorted(failed)]
 
-    async def lookup(self, dag_id: str, id: str) -> Entry | None:
-        """Where a value is, or None: then it is registered nowhere, for certain."""
+    async def lookup(self, dag_id: str, id: str, *, newest: bool = False) -> Entry | None:
+        """Where a value is, or None: then it is registered nowhere, for certain.
+
+        Args:
+            dag_id: The DAG.
+            id: The value.
+            newest: Whether an entry must be the newest as well. The nearest server of a
+                cluster may not know yet that a value has moved; the leader always does.
+        """
         key = subjects.entry_key(dag_id, id)
-        kept = await self._entries.near(key)
-        entry = None if kept is None or kept.removed else self._alive(key, kept.value)
-        if entry is None:
-            # The nearest server may be behind; that there is none, only the leader can say.
-            kept = await self._entries.last(key)
-            entry = None if kept is None or kept.removed else self._alive(key, kept.value)
-        return entry
+        if not newest:
+            entry = self._entry(await self._entries.near(key))
+            if entry is not None:
+                return entry
+        # That there is none, only the leader can say.
+        return self._entry(await self._entries.last(key))
 
     async def get_all(self, dag_id: str | None) -> AsyncIterator[Entry]:
         """Every entry of a DAG; one that changes meanwhile may come twice, the newer last.
@@ -101,7 +107,7 @@ class Registry:
         """
         of = subjects.ALL_ENTRIES if dag_id is None else subjects.entries_of(dag_id)
         async for kept in self._entries.walk(of):
-            entry = self._alive(kept.key, kept.value)
+            entry = self._entry(kept)
             if entry is not None:
                 yield entry
 
@@ -234,6 +240,9 @@ class Registry:
         subscribed = await self._connection.subscribe(pattern, came)
         self._watching.add(callback)
         return Watched(subscribed, lambda: self._watching.discard(callback))
+
+    def _entry(self, kept: Kept | None) -> Entry | None:
+        return None if kept is None or kept.removed else self._alive(kept.key, kept.value)
 
     def _alive(self, key: str, value: bytes) -> Entry | None:
         entry = unpacked(key, value)

@@ -17,6 +17,9 @@ from shmstore.node.connection import (
 )
 from shmstore.node.subjects import is_inbox
 from tests.cluster.nodes import DEADLINE_S, connected, until
+from tests.fault.enclosed import mount, with_mounts
+
+_MS_BIND = 0x1000
 
 
 async def echo(connection: Connection, subject: str = "echo", bulk: bool = False) -> None:
@@ -318,3 +321,47 @@ def test_closing_leaves_no_task_and_no_connection(server: NatsServer) -> None:
         assert server.monitor("varz")["in_msgs"] >= 1
 
     asyncio.run(scenario())
+
+
+def test_closing_ends_also_while_there_is_no_server(server: NatsServer) -> None:
+    """Wherever an attempt to reconnect is, close ends it."""
+
+    async def scenario() -> None:
+        settings = Settings.parse(server.url, {})
+        connections = [
+            await Connection.open(settings, "test", f"n{number}") for number in range(20)
+        ]
+        server.kill()
+        await until(lambda: not any(one.connected for one in connections), "they notice")
+        async with asyncio.timeout(DEADLINE_S):
+            for turns, connection in enumerate(connections):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await connection.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+    server.start()
+
+
+def test_a_name_that_moves_is_followed(tmp_path: Path) -> None:
+    """A server that comes back under the same name, at another address, is found again."""
+
+    def child() -> None:
+        hosts = tmp_path / "hosts"
+        hosts.write_text("127.0.0.1 nats.test\n")
+        mount(str(hosts), "/etc/hosts", None, _MS_BIND)
+
+        async def scenario(old: NatsServer) -> None:
+            async with connected(f"nats://nats.test:{old.port}") as mine:
+                await echo(mine)
+                assert await answers(mine)
+                old.kill()
+                hosts.write_text("127.0.0.2 nats.test\n")
+                with NatsServer(tmp_path / "new", host="127.0.0.2", port=old.port):
+                    await until(lambda: answers(mine), "it is found again")
+
+        with NatsServer(tmp_path / "old") as old:
+            asyncio.run(scenario(old))
+
+    with_mounts(child)

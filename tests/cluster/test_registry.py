@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -325,6 +326,90 @@ def test_a_bucket_made_anew_by_another_is_noticed(server: NatsServer) -> None:
             assert await mine.prepare() is True
 
     asyncio.run(scenario())
+
+
+def test_a_registry_that_was_set_back_is_noticed(server: NatsServer, tmp_path: Path) -> None:
+    """A server that comes back with an older state is told from one that lost nothing."""
+
+    async def scenario() -> None:
+        async with registered(server.url) as mine:
+            await mine.put_many([entry("d", "old")])
+            before = connection_of(mine).generation
+            server.stop()
+            kept = server.directory / "jetstream"
+            shutil.copytree(kept, tmp_path / "copy")
+            server.start()
+            await until(lambda: connection_of(mine).generation > before, "connected again")
+            assert await mine.prepare() is False
+            await mine.put_many([entry("d", "new")])
+            before = connection_of(mine).generation
+            server.stop()
+            server.wipe()
+            shutil.copytree(tmp_path / "copy", kept)
+            server.start()
+            await until(lambda: connection_of(mine).generation > before, "connected again")
+            assert await mine.prepare() is True
+            assert await mine.lookup("d", "new") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_listing_that_is_cut_off_goes_on_where_it_was(server: NatsServer) -> None:
+    """A consumer that is gone in the middle of get_all is made again; nothing is left out."""
+
+    async def scenario() -> None:
+        async with registered(server.url) as mine, connected(server.url, "admin") as admin:
+            stream = subjects.stream(subjects.bucket("test"))
+            ids = [f"x{number}" for number in range(5000)]
+            await mine.put_many([entry("d", id) for id in ids])
+            found: list[str] = []
+            async for one in mine.get_all("d"):
+                found.append(one.id)
+                if len(found) in (500, 2500):
+                    answer = await admin.request(f"$JS.API.CONSUMER.NAMES.{stream}", b"", 5)
+                    for name in json.loads(answer)["consumers"]:
+                        gone = f"$JS.API.CONSUMER.DELETE.{stream}.{name}"
+                        await admin.request(gone, b"", 5)
+            assert found == ids
+
+    asyncio.run(scenario())
+
+
+def test_a_listing_ends_though_entries_are_removed_meanwhile(server: NatsServer) -> None:
+    """What is purged while get_all runs is left out, and is not waited for."""
+
+    async def scenario() -> None:
+        async with registered(server.url) as mine, registered(server.url, "b") as others:
+            await mine.put_many([entry("d", f"x{number}") for number in range(5000)])
+            found = 0
+            async with asyncio.timeout(DEADLINE_S):
+                async for _ in mine.get_all("d"):
+                    found += 1
+                    if found == 500:
+                        await others.raise_epoch("d")
+                        assert await others.purge("d") == 5000
+            assert 500 <= found <= 1000
+
+    asyncio.run(scenario())
+
+
+def test_entries_that_the_server_has_no_room_for_are_told(tmp_path: Path) -> None:
+    """A stream that refuses some of a burst costs the refused ones only, and another try."""
+    kept = f'jetstream {{ store_dir: "{tmp_path / "kept"}", max_buffered_msgs: 50 }}'
+
+    async def scenario(url: str) -> None:
+        async with registered(url) as mine:
+            left = entries = [entry("d", f"x{number}") for number in range(5000)]
+            rounds = 0
+            async with asyncio.timeout(DEADLINE_S):
+                while left:
+                    left = await mine.put_many(left)
+                    rounds += 1
+            assert await all_of(mine, "d") == {one.id: one for one in entries}
+            assert rounds > 1
+
+    with NatsServer(tmp_path / "nats", jetstream=False, config=kept) as server:
+        asyncio.run(scenario(server.url))
 
 
 def test_waiters_hear_of_entries_as_they_come(server: NatsServer) -> None:
