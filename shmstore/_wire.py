@@ -14,6 +14,7 @@ unpickler puts methods of its own in their place.
 from __future__ import annotations
 
 import collections
+import datetime
 import fractions
 import ipaddress
 import re
@@ -35,8 +36,21 @@ MODULE = __name__
 
 def _refuse(what: str, got: object) -> NoReturn:
     raise CorruptValue(
-        f"{what} cannot be built from {got!r:.80}", "a constructor of shmstore._wire"
+        f"{what} cannot be built from {_shown(got)}", "a constructor of shmstore._wire"
     )
+
+
+def _shown(got: object) -> str:
+    """What was given, in short; never what containers hold, which may be without end."""
+    if isinstance(got, tuple):
+        return ", ".join(
+            [_shown(each) if type(each) is not tuple else "a tuple" for each in got[:4]]
+        )
+    if type(got) in (str, bytes, float, bool, type(None)):
+        return f"{got!r:.80}"
+    if type(got) is int and got.bit_length() < 128:
+        return str(got)
+    return f"a {type(got).__name__}"
 
 
 # Replaced by the unpickler.
@@ -240,6 +254,8 @@ def string_dtype(coerce: bool, *na_object: Any) -> Any:
 
     if type(coerce) is not bool or len(na_object) > 1:
         _refuse("a StringDType", (coerce, na_object))
+    if na_object and isinstance(na_object[0], (np.dtype, np.ndarray)):
+        _refuse("a StringDType", na_object)
     if na_object:
         return np.dtypes.StringDType(coerce=coerce, na_object=na_object[0])
     return np.dtypes.StringDType(coerce=coerce)
@@ -280,7 +296,12 @@ def array_as(raw: np.ndarray[Any, Any], kind: np.dtype[Any]) -> np.ndarray[Any, 
 
     if type(raw) is not np.ndarray or not isinstance(kind, np.dtype):
         _refuse("an array", type(raw))
-    if kind.hasobject or kind.itemsize != raw.dtype.itemsize or raw.dtype.kind != "V":
+    if (
+        kind.hasobject
+        or kind.kind == "T"
+        or kind.itemsize != raw.dtype.itemsize
+        or raw.dtype.kind != "V"
+    ):
         _refuse("an array", kind)
     return raw.view(kind)
 
@@ -395,6 +416,8 @@ def timestamp(value: int, unit: str, zone: Any) -> Any:
 
     if type(value) is not int or unit not in ("s", "ms", "us", "ns"):
         _refuse("a Timestamp", (value, unit))
+    if zone is not None and not isinstance(zone, datetime.tzinfo):
+        _refuse("a Timestamp", zone)
     built = pd.Timestamp(np.array(value, f"M8[{unit}]")[()])
     return built if zone is None else built.tz_localize("UTC").tz_convert(zone)
 
@@ -410,11 +433,15 @@ def timedelta(value: int, unit: str) -> Any:
 
 
 def missing(name: str) -> Any:
-    """``pandas.NA`` or ``pandas.NaT``."""
+    """``pandas.NA``, ``pandas.NaT`` or ``numpy.ma.masked``."""
+    if name not in ("NA", "NaT", "masked"):
+        _refuse("a missing value", name)
+    if name == "masked":
+        import numpy as np
+
+        return np.ma.masked
     import pandas as pd
 
-    if name not in ("NA", "NaT"):
-        _refuse("a missing value", name)
     return pd.NA if name == "NA" else pd.NaT
 
 
@@ -425,3 +452,99 @@ def interval(left: Any, right: Any, closed: str) -> Any:
     if closed not in ("left", "right", "both", "neither"):
         _refuse("an Interval", closed)
     return pd.Interval(left, right, closed=closed)
+
+
+def period(ordinal: int, freq: str) -> Any:
+    """A ``pandas.Period``, by its number among those of its freq."""
+    import pandas as pd
+
+    if type(ordinal) is not int or type(freq) is not str:
+        _refuse("a Period", (ordinal, freq))
+    return pd.Period(ordinal=ordinal, freq=freq)
+
+
+#: What offsets are called, whose constructors check their arguments.
+_OFFSETS = frozenset(
+    {
+        "BusinessDay", "BusinessHour", "BusinessMonthBegin", "BusinessMonthEnd", "BHalfYearBegin",
+        "BHalfYearEnd", "BQuarterBegin", "BQuarterEnd", "BYearBegin", "BYearEnd",
+        "CustomBusinessDay", "CustomBusinessHour", "CustomBusinessMonthBegin",
+        "CustomBusinessMonthEnd", "DateOffset", "Day", "Easter", "FY5253", "FY5253Quarter",
+        "HalfYearBegin", "HalfYearEnd", "Hour", "LastWeekOfMonth", "Micro", "Milli", "Minute",
+        "MonthBegin", "MonthEnd", "Nano", "QuarterBegin", "QuarterEnd", "Second", "SemiMonthBegin",
+        "SemiMonthEnd", "Week", "WeekOfMonth", "YearBegin", "YearEnd",
+    }
+)  # fmt: skip
+
+
+def is_offset(name: str) -> bool:
+    """Whether a class of pandas' offsets is one that ``offset`` makes."""
+    return name in _OFFSETS
+
+
+def offset(name: str, n: int, normalize: bool, options: dict[str, Any]) -> Any:
+    """One of pandas' offsets, as that of a DatetimeIndex with a freq."""
+    import numpy as np
+    from pandas.tseries import offsets
+
+    if type(name) is not str or name not in _OFFSETS or type(n) is not int:
+        _refuse("an offset", (name, n))
+    if type(normalize) is not bool or type(options) is not dict:
+        _refuse("an offset", (normalize, options))
+    plain = (int, float, str, datetime.timedelta, datetime.time, np.datetime64, type(None))
+    for key, option in options.items():
+        parts = option if type(option) is tuple else (option,)
+        if type(key) is not str or not all(type(part) in plain for part in parts):
+            _refuse("an offset", (key, option))
+    return getattr(offsets, name)(n=n, normalize=normalize, **options)
+
+
+# Time zones of other libraries.
+
+
+def dateutil_zone(kind: str, name: str | None, seconds: int) -> Any:
+    """A time zone of dateutil: its UTC, one of the zone database, or a fixed offset."""
+    from dateutil import tz
+
+    if kind == "UTC":
+        return tz.tzutc()
+    if kind == "offset" and type(name) in (str, type(None)) and type(seconds) is int:
+        return tz.tzoffset(name, datetime.timedelta(seconds=seconds))
+    # dateutil would take a path for a name, and open what is there.
+    if kind != "name" or type(name) is not str or not _ZONE_NAME.fullmatch(name):
+        _refuse("a time zone of dateutil", (kind, name))
+    found = tz.gettz(name)
+    if found is None:
+        raise Unserializable("dateutil.tz.tzfile", f"this host has no zone {name!r}")
+    return found
+
+
+_ZONE_NAME = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
+
+
+def pytz_zone(name: str | None, *state: Any) -> Any:
+    """A time zone of pytz; as of a moment in it, if offset, daylight saving and name are given."""
+    import pytz
+
+    if name is None:
+        if len(state) != 1 or type(state[0]) is not int:
+            _refuse("a time zone of pytz", state)
+        return pytz.FixedOffset(state[0])
+    if type(name) is not str or len(state) not in (0, 3):
+        _refuse("a time zone of pytz", (name, state))
+    try:
+        zone = pytz.timezone(name)
+    except pytz.UnknownTimeZoneError as exc:
+        raise Unserializable("pytz.tzfile", f"pytz has no zone {name!r} here") from exc
+    if not state:
+        return zone
+    # pytz's own way would add what it does not know to the zone that all values share.
+    offset_s, saving_s, short = state
+    if type(offset_s) is not int or type(saving_s) is not int or type(short) is not str:
+        _refuse("a time zone of pytz", state)
+    offset = datetime.timedelta(seconds=offset_s)
+    saving = datetime.timedelta(seconds=saving_s)
+    found = zone._tzinfos.get((offset, saving, short))
+    if found is None:
+        raise Unserializable("pytz.tzfile", f"{name!r} has no {short!r} here")
+    return found

@@ -16,10 +16,12 @@ import zoneinfo
 from collections.abc import Iterator
 from typing import Any
 
+import dateutil.tz
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pytz
 
 TEXT = "a text of more than twelve bytes"
 PARIS = zoneinfo.ZoneInfo("Europe/Paris")
@@ -81,6 +83,11 @@ def _pickled() -> Iterator[Any]:
     yield np.ma.MaskedArray(np.arange(100), np.arange(100) % 2 == 0)
     yield [np.zeros((3, 100), np.dtype("f8", metadata={"a": 1})), np.arange(9).view(np.memmap)]
     yield [pd.Timestamp("2020", tz=PARIS), pd.Timedelta(1), pd.NaT, pd.NA, pd.Interval(1, 2)]
+    yield [
+        pd.Period("2020-01", "M"), pd.offsets.CustomBusinessDay(holidays=["2020-01-01"]),
+        pd.DateOffset(months=2), pytz.timezone("Europe/Paris"), pytz.FixedOffset(9),
+        dateutil.tz.gettz("Europe/Paris"), dateutil.tz.tzoffset("x", 60),
+    ]  # fmt: skip
     yield {
         "frame": pd.DataFrame({"a": [1, 2]}),
         "table": pa.table({"a": [1]}),
@@ -142,6 +149,7 @@ def _polars() -> Iterator[Any]:
         pl.Series([[1, None], None, [3, 4]], dtype=pl.Array(pl.Int8, 2)),
         pl.Series([{"a": 1, "b": [TEXT]}, None, {"a": None, "b": None}]),
         pl.Series([1, 2, 3]).set_sorted(), pl.Series([2**100, None, -1], dtype=pl.Int128),
+        pl.Series([[2**100], None, [-1]], dtype=pl.List(pl.Int128)), pl.Series([{"a\0b": 1}] * 3),
     ]  # fmt: skip
     yield from columns
     yield pl.DataFrame({str(n): column for n, column in enumerate(columns)})

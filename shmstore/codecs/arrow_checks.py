@@ -96,19 +96,38 @@ def check_stream(payload: memoryview) -> None:
         CorruptValue: As said, or it is no stream.
         UnsafeValue: It needs a class of an extension type.
     """
+    for _ in _messages(payload):
+        pass
+
+
+def record_batches(payload: memoryview) -> Iterator[memoryview]:
+    """The messages of a stream that hold its rows; it must have no dictionaries."""
+    for number, (kind, message) in enumerate(_messages(payload)):
+        if number and kind != RECORD_BATCH:
+            raise damaged("a message that holds no rows")
+        if number:
+            yield message
+
+
+def _messages(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The kind of each message of a stream, and all of it, checked."""
     at, size = 0, len(payload)
     first = True
     while True:
+        start = at
         at += PREFIX.size
         if at > size:
             raise damaged("a stream without an end")
-        mark, length = PREFIX.unpack_from(payload, at - PREFIX.size)
+        mark, length = PREFIX.unpack_from(payload, start)
         if mark != CONTINUATION or not 0 <= length <= size - at:
             raise damaged("what should be a message is none")
         if not length:
             return
-        metadata = bytes(payload[at : at + length])
-        at += length + _check_message(metadata, first)
+        kind, body = _check_message(bytes(payload[at : at + length]), first)
+        at += length + body
+        if at > size:
+            raise damaged("a message ends outside of the stream")
+        yield kind, payload[start:at]
         first = False
 
 
@@ -127,8 +146,8 @@ def check_schema_metadata(metadata: bytes) -> None:
     _check_message(metadata, True)
 
 
-def _check_message(metadata: bytes, first: bool) -> int:
-    """Checks one message; gives the size of its body."""
+def _check_message(metadata: bytes, first: bool) -> tuple[int, int]:
+    """Checks one message; gives its kind and the size of its body."""
     flat = _Flat(metadata)
     message = flat.root()
     kind_at, header_at, body_at = (flat.field(message, number) for number in (1, 2, 3))
@@ -142,7 +161,7 @@ def _check_message(metadata: bytes, first: bool) -> int:
     if kind == _SCHEMA:
         if EXTENSION_KEY in metadata:
             _check_extensions(flat, header)
-        return body
+        return kind, body
     if kind == DICTIONARY_BATCH:
         data = flat.field(header, 1)
         if not data:
@@ -152,7 +171,7 @@ def _check_message(metadata: bytes, first: bool) -> int:
         raise damaged(f"a message of type {kind}")
     if flat.field(header, 3):
         raise damaged("it is compressed")
-    return body
+    return kind, body
 
 
 def _check_extensions(flat: _Flat, schema: int) -> None:

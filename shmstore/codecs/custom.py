@@ -129,7 +129,9 @@ def _reduce(pickler: Any, value: Any) -> Any:
 
 def rebuild(name: Any, stored: Any, trust: Trust | None = None) -> Any:
     """Makes a value from what stands for it."""
-    registered = _by_name.get(name) if type(name) is str else None
+    if type(name) is not str:
+        raise CorruptValue("the name of a codec is no text", "registered codec")
+    registered = _by_name.get(name)
     if trust is not None and not (registered is not None and registered.remote):
         raise unsafe(f"the codec {name!r:.200}, which is not registered with remote=True here,")
     if registered is None:

@@ -35,6 +35,8 @@ def decide(kind: type) -> Callable[[Any, Any], Any]:
         return _scalar if kind.__module__ == "numpy" else as_it_is
     if kind in _SUBCLASSES:
         return _numpy_subclass
+    if kind is type(np.ma.masked):
+        return _the_masked
     if issubclass(kind, np.ndarray) and _pickles_as_array(kind):
         return _foreign_subclass
     return as_it_is
@@ -113,6 +115,10 @@ def _foreign_subclass(pickler: Reducing, value: np.ndarray[Any, Any]) -> Any:
     state = vars(value) if hasattr(value, "__dict__") else None
     base = value.view(np.ndarray)
     return _wire.seen_as, (type(value), base), state or None, None, None, _wire.set_attributes
+
+
+def _the_masked(pickler: Reducing, value: Any) -> Any:
+    return _wire.missing, ("masked",)
 
 
 def _masked(pickler: Reducing, value: np.ma.MaskedArray[Any, Any]) -> Any:

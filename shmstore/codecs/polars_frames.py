@@ -26,6 +26,7 @@ from shmstore.codecs import arrow, arrow_checks
 from shmstore.codecs.arrow_layout import EXTENSION_KEY, MAP_OFFSETS, VALIDITY, read_schema
 from shmstore.codecs.arrow_meta import unpack as unpack_stream
 from shmstore.codecs.encoded import ALIGNMENT, BufferNote, Encoded
+from shmstore.codecs.polars_checks import check_notes, is_sorted, read_checked
 from shmstore.codecs.polars_dtypes import (
     EXTENSION,
     Spec,
@@ -35,7 +36,7 @@ from shmstore.codecs.polars_dtypes import (
     spec,
 )
 from shmstore.codecs.polars_meta import FRAME, SERIES, Meta, Schema, pack, parse_schema, unpack
-from shmstore.codecs.trust import Trust, unsafe
+from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue, Unserializable
 
 CODEC = 7
@@ -199,60 +200,44 @@ def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
 
     Raises:
         CorruptValue: If the meta or the stored metadata was changed.
-        UnsafeValue: If it came from another host and has columns that Arrow does not carry,
-            or extension dtypes.
+        UnsafeValue: If it came from another host and has extension dtypes, or columns that
+            Arrow does not carry and ``polars_checks`` does not read.
         Unserializable: If the value has an extension dtype that is not registered here.
     """
     facts = unpack(meta)
     apart = facts.notes.get("apart", [])
     if trust is not None:
-        _check_notes(facts)
+        check_notes(facts)
     table = arrow.decode_table(facts.stream, payload, trust)
     if trust is not None and any(map(arrow_checks.has_width_zero, table.schema.types)):
         raise CorruptValue(check="arrays of width 0", where="polars value")
     try:
         frame = pl.DataFrame(_Stream(table))
         if apart:
-            frame = _insert(frame, _decode_apart(facts, payload), apart)
+            rest = _decode_apart(facts, payload, apart, trust)
+            frame = _insert(frame, rest, apart)
     except pl.exceptions.PolarsError as error:
         raise CorruptValue(check=f"polars refuses it: {error}", where="payload") from error
     _compare(frame, facts)
     for index, descending in facts.notes.get("sorted", {}).items():
         column = frame.to_series(int(index))
-        if trust is not None and not _is_sorted(column, descending):
+        if trust is not None and not is_sorted(column, descending):
             raise CorruptValue(check="a column is not sorted as told", where="polars value")
         frame.replace_column(int(index), column.set_sorted(descending=descending))
     return frame.to_series(0) if facts.kind == SERIES else frame
 
 
-def _check_notes(facts: Meta) -> None:
-    """What a value of another host may say beside its columns."""
-    if facts.apart_size or facts.notes.get("apart"):
-        # polars' own reader believes what it reads.
-        raise unsafe("polars' own format, which holds 128-bit integers")
-    told = facts.notes.get("sorted", {})
-    width = len(parse_schema(facts.schema))
-    if type(told) is not dict or not all(
-        index.isdecimal() and int(index) < width and type(descending) is bool
-        for index, descending in told.items()
-    ):
-        raise CorruptValue(check="no such columns are sorted", where="meta of a polars value")
-
-
-def _is_sorted(column: pl.Series, descending: bool) -> bool:
-    """Whether a column is sorted, with its nulls at either end."""
-    return any(
-        column.is_sorted(descending=descending, nulls_last=nulls_last)
-        for nulls_last in (False, True)
-    )
-
-
-def _decode_apart(facts: Meta, payload: memoryview) -> pl.DataFrame:
+def _decode_apart(
+    facts: Meta, payload: memoryview, apart: list[int], trust: Trust | None
+) -> pl.DataFrame:
     stored = payload[len(payload) - facts.apart_size :]
     if len(stored) != facts.apart_size:
         raise CorruptValue(check="too short", where="columns in polars' own format")
     if xxhash.xxh3_64_intdigest(stored) != facts.apart_digest:
         raise CorruptValue(check="the digest differs", where="columns in polars' own format")
+    if trust is not None:
+        schema = parse_schema(facts.schema)
+        return read_checked(stored, [schema[index] for index in apart])
     return _read_apart(bytes(stored))
 
 

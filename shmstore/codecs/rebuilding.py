@@ -50,7 +50,7 @@ class Rebuilding:
 
     def _slice(self, index: Any) -> Run:
         if type(index) is not int or not 0 <= index < len(self._runs):
-            raise CorruptValue(f"there is no run {index!r}", "pickle stream")
+            raise CorruptValue("it names a run that there is not", "pickle stream")
         return self._runs[index]
 
     def _run(self, index: Any) -> memoryview:

@@ -85,6 +85,10 @@ def decide(kind: type) -> Callable[[Any, Any], Any]:
         reducer = pandas_reductions.REDUCERS.get(kind)
         if reducer is not None:
             return reducer
+    if root in ("dateutil", "pytz"):
+        from shmstore.codecs import zone_reductions
+
+        return zone_reductions.decide(kind)
     if root in codecs.FAMILIES or codecs.is_stream(kind):
         return _embed
     if _is_array_subclass(kind):

@@ -7,6 +7,7 @@ what data names: a lookup is that of an exact pair of strings in a dict.
 
 from __future__ import annotations
 
+import builtins
 import collections
 import datetime
 import decimal
@@ -42,7 +43,8 @@ CONSTRUCTORS: Final = frozenset(
         "dtype", "dtype_with", "object_dtype", "string_dtype", "scalar", "text_scalar",
         "bytes_scalar", "array_as", "cells", "fill_cells", "view_as", "seen_as",
         "set_attributes", "masked_array",
-        "timestamp", "timedelta", "missing", "interval",
+        "timestamp", "timedelta", "missing", "interval", "period", "offset",
+        "dateutil_zone", "pytz_zone",
     }
 )  # fmt: skip
 
@@ -111,7 +113,7 @@ def _class(name: str) -> type:
     parts = name.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ValueError(f"allow: {name!r} is no full name of a class, as 'package.module.Class'")
-    if parts[0] in _NEVER:
+    if parts[0] in _NEVER and not _is_builtin_error(parts):
         raise ValueError(
             f"allow: {name!r} cannot be allowed: what {parts[0]} offers would let other hosts "
             "run code here"
@@ -126,6 +128,17 @@ def _class(name: str) -> type:
             f"allow: {name!r} is defined elsewhere, as {found.__module__}.{found.__qualname__}"
         )
     return found
+
+
+def _is_builtin_error(parts: list[str]) -> bool:
+    """Whether a name is that of one of Python's own exceptions, which only carry values."""
+    found = vars(builtins).get(parts[-1])
+    return (
+        len(parts) == 2
+        and parts[0] == "builtins"
+        and isinstance(found, type)
+        and issubclass(found, BaseException)
+    )
 
 
 def _find(name: str, parts: list[str]) -> tuple[str, str, Any]:
