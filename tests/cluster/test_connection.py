@@ -190,8 +190,15 @@ def test_giving_up_a_subscription_leaves_the_connection_whole(server: NatsServer
             await asyncio.wait([subscribing])
             server.resume()
             assert await answers(mine)
-            with pytest.raises(NoResponders):
-                await mine.request("given-up", b"", DEADLINE_S)
+
+            async def unheard() -> bool:
+                try:
+                    await mine.request("given-up", b"", DEADLINE_S)
+                except NoResponders:
+                    return True
+                return False
+
+            await until(unheard, "the server has heard of the end")
             assert mine.generation == 1
 
     asyncio.run(scenario())
