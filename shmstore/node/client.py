@@ -106,7 +106,8 @@ def check_beat(space: Namespace) -> None:
     silent_s = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - beat) / 1e9
     if beat and silent_s > SILENT_S:
         raise NodeUnreachable(
-            "of this host", f"it was last alive {silent_s:,.1f} s ago; it is stopped, or killed"
+            names.default_node(),
+            f"it was last alive {silent_s:,.1f} s ago; it is stopped, or killed",
         )
 
 

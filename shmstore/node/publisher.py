@@ -147,6 +147,7 @@ class Publisher:
                 _log.warning("DAG at %s is not registered: %s", token, str(manifest))
                 continue
             await self._admit(token, manifest)
+            await asyncio.sleep(0)  # opening many takes long
         seen = self._following.look(thorough)
         await self._note(seen)
         return bool(seen)

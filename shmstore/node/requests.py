@@ -128,9 +128,13 @@ class Requests:
         return {}
 
     async def _sync(self, header: Header) -> Header:
-        await asyncio.wait_for(
-            self._publisher.barrier(), protocol.seconds(header, "timeout", _LONGEST_S)
-        )
+        timeout_s = protocol.seconds(header, "timeout", _LONGEST_S)
+        try:
+            await asyncio.wait_for(self._publisher.barrier(), timeout_s)
+        except TimeoutError:
+            raise RegistryUnavailable(
+                self._publisher.fault or f"not all was registered within {timeout_s:,.1f} s"
+            ) from None
         return {}
 
     async def _register(self, header: Header) -> Header:
