@@ -145,6 +145,8 @@ def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> 
             pass  # somebody was faster
         return False
     try:
+        if nbytes < SMALLEST:
+            return ledger.unlink(directory, name)
         _empty(file)
         return ledger.unlink(directory, name, (file.size, recounts))
     finally:
