@@ -12,6 +12,7 @@ from benchmarks import (
     arrays,
     fetch,
     growth,
+    hosts,
     machine,
     many_entries,
     place,
@@ -33,7 +34,7 @@ LOCAL = {question.NAME: question for question in (small, arrays, tables, many_en
 MEMORY = {question.NAME: question for question in (reuse, waking, growth)}
 
 #: The questions of ``fetch``.
-FETCH = {question.NAME: question for question in (fetch,)}
+FETCH = {question.NAME: question for question in (fetch, hosts)}
 _QUESTIONS = {"local": LOCAL, "memory": MEMORY, "fetch": FETCH}
 
 
