@@ -216,6 +216,10 @@ def spill_one(manifest: Manifest, record: Record) -> bool:
     except StoreFull as full:
         what = f"space in {spill.place(manifest.space)}"
         raise StoreFull(what, full.asked, full.free, full.limit) from full
+    except UnusableRoot:
+        if directory.intact():
+            raise
+        return False  # removed with its DAG, or as another one was chosen
     finally:
         del payload
     number = names.new_segment_number()

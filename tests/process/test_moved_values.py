@@ -373,6 +373,28 @@ def test_a_directory_that_changes_while_a_value_is_moved(root: str, tmp_path: Pa
     reading_files.check(root)
 
 
+def test_a_directory_that_goes_before_a_value_is_written_there(
+    root: str, disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed with its DAG, or for another one: the value is not moved, and nothing fails."""
+    store = shmstore.Store(root, spill=disk)
+    store.put("d", "v", big(1))
+    found = spill.dag_directory
+
+    def removed_at_once(manifest: Any, make: bool = False) -> Any:
+        directory = found(manifest, make)
+        if make:
+            spill.remove_generation(manifest.space, manifest.generation)
+        return directory
+
+    monkeypatch.setattr(spill, "dag_directory", removed_at_once)
+    assert move(store, "v") is False
+    monkeypatch.undo()
+    assert on_disk(store) == []
+    assert same(store.get("d", "v"), big(1))
+    assert move(store, "v") is True
+
+
 def _sweep_late(parent: Parent, root: str) -> list[str]:
     list_them = spill.generations
 
