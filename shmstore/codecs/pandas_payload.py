@@ -55,7 +55,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 #: What ``dtype_name`` gives.
-_NAME = re.compile(r"[<>|=]?([biufcSU]\d{1,10}|[qQ]|[mM]8(\[\d{0,9}[a-zA-Z]{1,2}\])?)")
+_NAME = re.compile(r"[<>|=]?([biufcSU]\d{1,10}|[qQ]|[mM]8(\[([1-9]\d{0,8})?[a-zA-Z]{1,2}\])?)")
 
 
 @functools.lru_cache(maxsize=256)
