@@ -32,8 +32,9 @@ import pyarrow as pa
 import pytest
 
 from shmstore import _wire, codecs
-from shmstore.codecs import trust
+from shmstore.codecs import custom, trust
 from shmstore.codecs.encoded import Encoded
+from shmstore.codecs.runs import Runs
 from shmstore.codecs.trust import NOBODY, parse_allow
 from shmstore.errors import CorruptValue, StoreError, UnsafeValue, Unserializable
 from tests.elsewhere import Calling, call_of, named, pickled
@@ -408,6 +409,40 @@ def test_a_constructor_stands_any_arguments(name: str) -> None:
     ends = call(decode_all, timeout_s=100)
     assert len(ends) == len(cases)
     assert collections.Counter(ends)["decoded"] < len(ends)
+
+
+# --- Values within values --------------------------------------------------------------
+
+
+def test_an_embedded_value_is_decoded_with_distrust_too() -> None:
+    """A run of a pickle that is another codec's value, which is a pickle that calls."""
+    evil = call_of(os.system, EVIL)
+    runs = Runs()
+    runs._add(evil.parts, evil.nbytes, evil.codec, evil.meta)
+    runs.add_stream((named(_wire.MODULE, "embedded", b"K\x00\x85R"),))
+    assert "posix.system" in refused(runs.finish(4, b""), UnsafeValue)
+    runs = Runs()
+    runs._add((b"N.",), 2, 5, bytes(16))
+    runs.add_stream((named(_wire.MODULE, "embedded", b"K\x00\x85R"),))
+    assert "their code" in refused(runs.finish(4, b""), UnsafeValue)
+
+
+def test_what_stands_for_an_inner_value_is_decoded_with_distrust_too() -> None:
+    """A registered codec is not given what a pickle of another host made by a call."""
+
+    class Remote:
+        pass
+
+    codecs.register_codec(Remote, lambda value: [], lambda stored: stored, name="r", remote=True)
+    try:
+        evil = call_of(os.system, EVIL)
+        meta = struct.pack("<BH", evil.codec, 1) + b"r" + evil.meta
+        assert "posix.system" in refused(Encoded(9, meta, evil.parts, evil.nbytes), UnsafeValue)
+    finally:
+        custom._by_type.pop(Remote)
+        custom._by_name.pop("r")
+        custom.REDUCERS.pop(Remote)
+        codecs._direct.pop(Remote)
 
 
 # --- Allowed classes -------------------------------------------------------------------
