@@ -332,6 +332,13 @@ def filled(number: int, cell: bytes) -> bytes:
 
 
 ARRAYS = range(3, 20_003)
+#: Memo: at 3 ``slice``; then each array, which holds a slice that holds the one before.
+SLICES_AND_ARRAYS = (
+    CELLS + b"\x8c\x08builtins\x8c\x05slice\x93\x940" + ONE_CELL + b"0" + b"".join(
+        ONE_CELL + b"0" + filled(n, b"h\x03NN" + memoized(n - 1) + b"\x87R")
+        for n in range(5, 20_000)
+    ) + b"N."
+)  # fmt: skip
 BOMBS: dict[str, bytes] = {
     "tuples": b"\x80\x05)" + b"\x85" * N + b".",
     "tuples as a key": b"\x80\x05})" + b"\x85" * N + b"Ns.",
@@ -345,6 +352,7 @@ BOMBS: dict[str, bytes] = {
     "object arrays filled late": CELLS + (ONE_CELL + b"0") * len(ARRAYS) + b"".join(
         filled(n, memoized(n + 1)) for n in ARRAYS[:-1]
     ) + memoized(ARRAYS[0]) + b".",
+    "slices in object arrays in slices": SLICES_AND_ARRAYS,
     "marks": b"\x80\x05" + b"(" * N + b".",
     "a huge array of objects": CELLS + b"h\x00h\x02\x8a\x06\0\0\0\0\0\x01\x85\x89\x87R.",
     "many large arrays of objects": CELLS + b"h\x00h\x02M\xff\xff\x85\x89\x87R0" * 20_000 + b"N.",
@@ -455,6 +463,48 @@ def test_an_allowed_class_cannot_be_changed() -> None:
         refused(pickled(b"\x80\x05" + point + rest + b"."), allow=("tests.importable.Point",))
     slots = b"\x8c\x10tests.importable\x8c\x07Slotted\x93)\x81N}\x8c\x09__class__K\x01s\x86b"
     refused(pickled(b"\x80\x05" + slots + b"."), allow=("tests.importable.Slotted",))
+
+
+def test_members_of_an_allowed_enum_cannot_be_changed() -> None:
+    """They are shared by all values that hold them."""
+    high = b"\x8c\x10tests.importable\x8c\x05Level\x93K\x02\x85R"
+    for state in (b"}\x8c\x07_value_K\x63s", b"N}\x8c\x07_value_K\x63s\x86"):
+        refused(pickled(b"\x80\x05" + high + state + b"b."), allow=("tests.importable.Level",))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"K\x01\x85\x85\x81",
+        b"K\x01\x85\x85R",
+        b"(K\x01\x85\x8c\x01OC\x08AAAAAAAAt\x81",
+        b"(K\x01\x85\x8c\x01OC\x08AAAAAAAAtR",
+    ],
+    ids=["new", "call", "new of objects", "call of objects"],
+)
+def test_an_allowed_class_of_arrays_is_not_called(rest: bytes) -> None:
+    """Numpy's constructor would make an array of objects of any memory."""
+    units = b"\x80\x05\x8c\x10tests.importable\x8c\x05Units\x93"
+    refused(pickled(units + rest + b"."), CorruptValue, allow=("tests.importable.Units",))
+
+
+def test_the_state_of_an_array_of_an_allowed_class_is_not_set() -> None:
+    """Numpy's ``__setstate__`` reads what it is told, wherever that is."""
+    array = b"\x8c\x0eshmstore._wire\x8c\x05array\x93C\x0c" + ARRAY_OF_3 + b"C\x03abc\x86R"
+    seen = (
+        b"\x8c\x0eshmstore._wire\x8c\x07seen_as\x93" + b"\x8c\x10tests.importable\x8c\x05Units\x93"
+    )
+    refused(
+        pickled(b"\x80\x05" + seen + array + b"\x86R(K\x01K\x01\x85NNNtb."),
+        UnsafeValue,
+        allow=("tests.importable.Units",),
+    )
+    assert attempt(
+        pickled(b"\x80\x05" + seen + array + b"\x86R."), ("tests.importable.Units",)
+    ) == ("decoded", "Units")
+
+
+ARRAY_OF_3 = b"\x00\x01\x03\x00\x00\x00\x00\x00\x00\x00|B"
 
 
 def test_of_an_allowed_class_s_module_nothing_else_is_allowed() -> None:
