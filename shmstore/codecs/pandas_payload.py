@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from shmstore import codecs
-from shmstore.codecs.arrays import check_text
+from shmstore.codecs.arrays import check_empty, check_text
 from shmstore.codecs.encoded import ALIGNMENT
 from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue
@@ -184,6 +184,8 @@ class Reader:
             if self.trust is not None:
                 check_text(array)
             return array
+        if self.trust is not None:
+            check_empty(tuple(shape))
         empty = np.empty(shape, dtype, order=order)
         empty.flags.writeable = not self._payload.readonly
         return empty

@@ -288,6 +288,7 @@ ARRAYS: dict[str, tuple[bytes, int]] = {
     "less than there is": (array_meta((1,), b"<q"), 16),
     "no order": (array_meta((1,), b"<q", 7), 8),
     "endless nothing": (array_meta((1 << 62,), b"|V0"), 0),
+    "endless rows of nothing": (array_meta((2, 1 << 40, 0), b"<d"), 0),
     "a field outside": (
         array_meta((1,), b'{"names":["a"],"formats":["<q"],"offsets":[8],"itemsize":8}'), 8,
     ),
@@ -464,6 +465,13 @@ def polars_value(frame: pl.DataFrame, **changes: Any) -> Encoded:
     return Encoded(7, meta, parts, sum(map(len, parts)))
 
 
+def of_stream(table: pa.Table, schema: str) -> Encoded:
+    """A frame around any Arrow table."""
+    stream = stream_of(table)
+    meta = polars_meta.pack(polars_meta.FRAME, len(table), b"", schema, {}, stream=stream.meta)
+    return Encoded(7, meta, stream.parts, stream.nbytes)
+
+
 PLAIN = pl.DataFrame({"a": [3, 1, 2]})
 WIDE = pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int128)})
 POLARS: dict[str, Callable[[], Encoded]] = {
@@ -483,9 +491,8 @@ POLARS: dict[str, Callable[[], Encoded]] = {
     "another dtype": lambda: polars_value(PLAIN, schema='[["a", "Object"]]'),
     "another height": lambda: polars_value(PLAIN, height=5),
     "no schema": lambda: polars_value(PLAIN, schema="5"),
-    "arrays of width 0": lambda: polars_value(
-        PLAIN,
-        stream=stream_of(pa.table({"a": pa.array([[]] * 3, pa.list_(pa.int8(), 0))})).meta,
+    "arrays of width 0": lambda: of_stream(
+        pa.table({"a": pa.array([[]] * 3, pa.list_(pa.int8(), 0))}), '[["a", ["Array", 0, "Int8"]]]'
     ),
 }
 

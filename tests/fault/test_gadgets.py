@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import dateutil.tz
 import dill
 import numpy as np
 import pandas as pd
@@ -461,8 +462,19 @@ def test_an_allowed_class_cannot_be_changed() -> None:
     point = b"\x8c\x10tests.importable\x8c\x05Point\x93"
     for rest in (b"}\x8c\x01xK\x01sb", b"N}\x8c\x01xK\x01s\x86b", b"]Na", b"(NNu"):
         refused(pickled(b"\x80\x05" + point + rest + b"."), allow=("tests.importable.Point",))
-    slots = b"\x8c\x10tests.importable\x8c\x07Slotted\x93)\x81N}\x8c\x09__class__K\x01s\x86b"
-    refused(pickled(b"\x80\x05" + slots + b"."), allow=("tests.importable.Slotted",))
+    dud = b"\x8c\x10tests.importable\x8c\x03Dud\x93"
+    changed = point + b")\x81N}\x8c\x09__class__" + dud + b"s\x86b"
+    both = ("tests.importable.Point", "tests.importable.Dud")
+    refused(pickled(b"\x80\x05" + changed + b"."), allow=both)
+
+
+def test_a_zone_is_a_name_and_no_path() -> None:
+    """A file that somebody names is not opened, though it be one of a time zone."""
+    path = dateutil.tz.gettz("Europe/Paris")._filename
+    assert os.path.isfile(path)
+    for name in (path, "../../../.." + path, "Europe/../Europe/Paris"):
+        refused(call_of(_wire.dateutil_zone, "name", name, 0), CorruptValue)
+    refused(call_of(_wire.zone, path, True), CorruptValue, Unserializable)
 
 
 def test_members_of_an_allowed_enum_cannot_be_changed() -> None:
