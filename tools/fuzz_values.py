@@ -28,6 +28,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +40,7 @@ import xxhash
 from shmstore import codecs
 from shmstore.codecs import arrow_ipc, arrow_meta, polars_meta
 from shmstore.codecs.encoded import Encoded
-from shmstore.codecs.trust import NOBODY
+from shmstore.codecs.trust import NOBODY, Trust
 from shmstore.errors import CorruptValue, StoreError, UnsafeValue, Unserializable
 from tools.fuzz_corpus import every_value
 
@@ -55,6 +56,10 @@ _BANNED = (
     "builtins.input", "webbrowser.",
 )  # fmt: skip
 _TOLD = struct.Struct("<qdqqqq")
+
+
+#: As ``codecs.decode``, which tests replace by worse ones.
+Decode = Callable[[int, bytes, memoryview, Trust], Any]
 
 
 class Executed(BaseException):
@@ -217,7 +222,7 @@ def use(value: Any, steps: list[tuple[tuple[type, ...], list[Any]]], depth: int 
                 raise
 
 
-def child(seed: int, first: int, rounds: int, until: float, told: mmap.mmap) -> int:
+def child(seed: int, first: int, rounds: int, until: float, told: mmap.mmap, decode: Decode) -> int:
     """Decodes what the rounds make; returns the exit status."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
@@ -246,7 +251,7 @@ def child(seed: int, first: int, rounds: int, until: float, told: mmap.mmap) -> 
         _tell(told, number, ends)
         watching[0] = True
         try:
-            value = codecs.decode(codec, meta, memoryview(payload), NOBODY)
+            value = decode(codec, meta, memoryview(payload), NOBODY)
             ends["decoded"] += 1
             watching[0] = False  # using a value may well look for a module
             use(value, steps)
@@ -269,7 +274,13 @@ def _tell(told: mmap.mmap, number: int, ends: Counter[str]) -> None:
     told[: _TOLD.size] = _TOLD.pack(number, time.monotonic(), *counts, 0)
 
 
-def run(seed: int, rounds: int, seconds: float, only: int | None = None) -> tuple[list[str], str]:
+def run(
+    seed: int,
+    rounds: int,
+    seconds: float,
+    only: int | None = None,
+    decode: Decode = codecs.decode,
+) -> tuple[list[str], str]:
     """Runs children until rounds or seconds are over.
 
     Returns:
@@ -291,7 +302,7 @@ def run(seed: int, rounds: int, seconds: float, only: int | None = None) -> tupl
             status = 4
             try:
                 os.dup2(complaints.fileno(), 2)
-                status = child(seed, number, min(_CHILD_ROUNDS, last - number), until, told)
+                status = child(seed, number, min(_CHILD_ROUNDS, last - number), until, told, decode)
             except BaseException:
                 os.write(2, traceback.format_exc().encode())
             finally:

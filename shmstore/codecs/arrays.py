@@ -27,8 +27,8 @@ _C, _F = 0, 1
 _MAX_DIMENSIONS = 64
 _HEADS = [Struct(f"<BB{n}Q") for n in range(_MAX_DIMENSIONS + 1)]
 _NOTHING = memoryview(b"")
-#: Elements of no size, as of dtype V0, that an array of another host may claim.
-_MOST_EMPTY = 1 << 31
+#: Elements that an array of another host may claim without any memory.
+_MOST_EMPTY = 1 << 24
 _new = tuple.__new__
 
 
@@ -97,8 +97,8 @@ def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> np.n
         raise CorruptValue(
             f"an array of {nbytes:,} bytes in a payload of {len(payload):,}", "meta of an array"
         )
-    if not nbytes and trust is not None and math.prod(shape) > _MOST_EMPTY:
-        raise CorruptValue("more elements without a size than any array has", "meta of an array")
+    if not nbytes and trust is not None:
+        check_empty(shape)
     try:
         if nbytes:
             array: np.ndarray[Any, Any] = np.ndarray(
@@ -112,6 +112,12 @@ def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> np.n
         raise CorruptValue(f"no such array: {exc}", "meta of an array") from exc
     empty.flags.writeable = not payload.readonly
     return empty
+
+
+def check_empty(shape: tuple[int, ...]) -> None:
+    """Refuses an array without memory that claims to be longer than any is."""
+    if math.prod(length or 1 for length in shape) > _MOST_EMPTY:
+        raise CorruptValue("more elements without memory than any array has", "meta of an array")
 
 
 def check_text(array: np.ndarray[Any, Any]) -> None:

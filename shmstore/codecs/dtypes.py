@@ -23,7 +23,8 @@ _NUMBERS = "?bBhHiIlLqQefdgFDG"
 _KNOWN = re.compile(
     rf"[<>|][{re.escape(_NUMBERS)}]"
     r"|[<>][gG]:\d{1,3}"
-    r"|[<>][mM]8(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
+    # numpy takes a count of 0, and divides by it later.
+    r"|[<>][mM]8(\[([1-9]\d{0,8})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
     r"|\|[SV]\d{1,10}"
     r"|[<>]U\d{1,9}"
 )

@@ -12,6 +12,7 @@ Runs of numbers are handed to pickle as they are: these operations only push.
 from __future__ import annotations
 
 import collections
+import enum
 import pickle
 import re
 import types
@@ -68,6 +69,7 @@ class Machine:
     ) -> None:
         self._data: Any = bytes(stream) if len(stream) <= _COPIED_BYTES else stream
         self._classes = trust.classes
+        self._makes = trust.makes
         self._constructors = constructors
         self._buffers = iter(buffers)
         self._callable: dict[int, Any] = dict(_types_by_id)
@@ -262,6 +264,8 @@ class Machine:
             found = TYPES.get(key) or self._classes.get(key)
             if found is None:
                 raise unsafe(f"{module}.{name}"[:300])
+            if found not in self._makes and key not in TYPES:
+                return found
         # By identity, as what is called may be an object of any kind.
         self._callable[id(found)] = found
         return found
@@ -291,10 +295,8 @@ class Machine:
         return made
 
     def _allowed(self, cls: Any) -> bool:
-        """Whether this is one of the classes that the user allows, and no other object."""
-        return isinstance(cls, type) and cls is self._classes.get(
-            (cls.__module__, cls.__qualname__)
-        )
+        """Whether this is a class that the user allows to be made, and no other object."""
+        return isinstance(cls, type) and cls in self._makes
 
     def _slice(self, args: tuple[Any, ...]) -> slice:
         if len(args) != 3 or any(_is_bare(arg) for arg in args):
@@ -343,7 +345,8 @@ class Machine:
         Never of a class or function, which all values share.
         """
         kind = type(target)
-        if not (kind in _WITH_ATTRIBUTES or self._allowed(kind)):
+        # An enum's members are shared by all values, too.
+        if not (kind in _WITH_ATTRIBUTES or self._allowed(kind)) or isinstance(target, enum.Enum):
             raise unsafe(f"attributes of a {kind.__module__}.{kind.__qualname__}"[:300])
         if kind not in _WITH_ATTRIBUTES and hasattr(target, "__setstate__"):
             target.__setstate__(state)

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from shmstore import codecs
-from shmstore.codecs.arrays import check_text
+from shmstore.codecs.arrays import check_empty, check_text
 from shmstore.codecs.encoded import ALIGNMENT
 from shmstore.codecs.trust import Trust
 from shmstore.errors import CorruptValue
@@ -55,7 +55,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 #: What ``dtype_name`` gives.
-_NAME = re.compile(r"[<>|=]?([biufcSU]\d{1,10}|[qQ]|[mM]8(\[\d{0,9}[a-zA-Z]{1,2}\])?)")
+_NAME = re.compile(r"[<>|=]?([biufcSU]\d{1,10}|[qQ]|[mM]8(\[([1-9]\d{0,8})?[a-zA-Z]{1,2}\])?)")
 
 
 @functools.lru_cache(maxsize=256)
@@ -184,6 +184,8 @@ class Reader:
             if self.trust is not None:
                 check_text(array)
             return array
+        if self.trust is not None:
+            check_empty(tuple(shape))
         empty = np.empty(shape, dtype, order=order)
         empty.flags.writeable = not self._payload.readonly
         return empty

@@ -136,7 +136,7 @@ def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> Any:
     if trust is not None:
         from shmstore.codecs import stranger
 
-        return stranger.load_plain(payload, trust)
+        return stranger.load_plain(payload)
     try:
         if len(payload) <= CHECKED_BYTES:
             return _loads(payload)

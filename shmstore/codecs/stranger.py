@@ -15,7 +15,7 @@ from shmstore import _wire
 from shmstore.codecs.machine import Machine
 from shmstore.codecs.rebuilding import Rebuilding, handed_out
 from shmstore.codecs.runs import Run
-from shmstore.codecs.trust import CONSTRUCTORS, Trust
+from shmstore.codecs.trust import CONSTRUCTORS, NOBODY, Trust
 from shmstore.errors import CorruptValue
 
 _shared: Final[dict[str, Callable[..., Any]]] = {
@@ -23,9 +23,9 @@ _shared: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def load_plain(payload: memoryview, trust: Trust) -> Any:
+def load_plain(payload: memoryview) -> Any:
     """A plain value: no names, no calls, no buffers."""
-    return Machine(payload, Trust({}), {}, []).run()
+    return Machine(payload, NOBODY, {}, []).run()
 
 
 def load(stream: Run, runs: list[Run], payload: memoryview, trust: Trust) -> Any:

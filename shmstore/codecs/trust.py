@@ -26,13 +26,17 @@ class Trust(NamedTuple):
 
     Attributes:
         classes: The classes beside the fixed table, by module and qualified name.
+        makes: Those of them of which a pickle may make instances. The others derive from
+            classes of libraries written in C, whose constructors believe what they are
+            told; arrays of such classes are made by ``_wire.seen_as``.
     """
 
     classes: Mapping[Name, type]
+    makes: frozenset[type]
 
 
 #: Nothing but the fixed table.
-NOBODY: Final = Trust(MappingProxyType({}))
+NOBODY: Final = Trust(MappingProxyType({}), frozenset())
 
 #: Functions of ``shmstore._wire`` that check what they are given, whatever it is.
 CONSTRUCTORS: Final = frozenset(
@@ -79,6 +83,9 @@ _NEVER: Final = frozenset(
 )  # fmt: skip
 
 
+_LIBRARIES: Final = frozenset({"numpy", "pandas", "pyarrow", "polars", "_ctypes", "ctypes"})
+
+
 def parse_allow(allow: Iterable[str]) -> Trust:
     """Finds the classes that a user allows; imports the modules that define them.
 
@@ -106,7 +113,13 @@ def parse_allow(allow: Iterable[str]) -> Trust:
             raise TypeError(f"allow must hold names of classes as str, not {name!r:.80}")
         cls = _class(name)
         classes[cls.__module__, cls.__qualname__] = cls
-    return Trust(MappingProxyType(classes))
+    makes = frozenset(cls for cls in classes.values() if not _is_of_library(cls))
+    return Trust(MappingProxyType(classes), makes)
+
+
+def _is_of_library(cls: type) -> bool:
+    """Whether a class is one of a library's, at bottom."""
+    return any(base.__module__.partition(".")[0] in _LIBRARIES for base in cls.__mro__)
 
 
 def _class(name: str) -> type:

@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import dateutil.tz
 import dill
 import numpy as np
 import pandas as pd
@@ -32,8 +33,9 @@ import pyarrow as pa
 import pytest
 
 from shmstore import _wire, codecs
-from shmstore.codecs import trust
+from shmstore.codecs import custom, trust
 from shmstore.codecs.encoded import Encoded
+from shmstore.codecs.runs import Runs
 from shmstore.codecs.trust import NOBODY, parse_allow
 from shmstore.errors import CorruptValue, StoreError, UnsafeValue, Unserializable
 from tests.elsewhere import Calling, call_of, named, pickled
@@ -331,6 +333,13 @@ def filled(number: int, cell: bytes) -> bytes:
 
 
 ARRAYS = range(3, 20_003)
+#: Memo: at 3 ``slice``; then each array, which holds a slice that holds the one before.
+SLICES_AND_ARRAYS = (
+    CELLS + b"\x8c\x08builtins\x8c\x05slice\x93\x940" + ONE_CELL + b"0" + b"".join(
+        ONE_CELL + b"0" + filled(n, b"h\x03NN" + memoized(n - 1) + b"\x87R")
+        for n in range(5, 20_000)
+    ) + b"N."
+)  # fmt: skip
 BOMBS: dict[str, bytes] = {
     "tuples": b"\x80\x05)" + b"\x85" * N + b".",
     "tuples as a key": b"\x80\x05})" + b"\x85" * N + b"Ns.",
@@ -344,6 +353,7 @@ BOMBS: dict[str, bytes] = {
     "object arrays filled late": CELLS + (ONE_CELL + b"0") * len(ARRAYS) + b"".join(
         filled(n, memoized(n + 1)) for n in ARRAYS[:-1]
     ) + memoized(ARRAYS[0]) + b".",
+    "slices in object arrays in slices": SLICES_AND_ARRAYS,
     "marks": b"\x80\x05" + b"(" * N + b".",
     "a huge array of objects": CELLS + b"h\x00h\x02\x8a\x06\0\0\0\0\0\x01\x85\x89\x87R.",
     "many large arrays of objects": CELLS + b"h\x00h\x02M\xff\xff\x85\x89\x87R0" * 20_000 + b"N.",
@@ -410,6 +420,40 @@ def test_a_constructor_stands_any_arguments(name: str) -> None:
     assert collections.Counter(ends)["decoded"] < len(ends)
 
 
+# --- Values within values --------------------------------------------------------------
+
+
+def test_an_embedded_value_is_decoded_with_distrust_too() -> None:
+    """A run of a pickle that is another codec's value, which is a pickle that calls."""
+    evil = call_of(os.system, EVIL)
+    runs = Runs()
+    runs._add(evil.parts, evil.nbytes, evil.codec, evil.meta)
+    runs.add_stream((named(_wire.MODULE, "embedded", b"K\x00\x85R"),))
+    assert "posix.system" in refused(runs.finish(4, b""), UnsafeValue)
+    runs = Runs()
+    runs._add((b"N.",), 2, 5, bytes(16))
+    runs.add_stream((named(_wire.MODULE, "embedded", b"K\x00\x85R"),))
+    assert "their code" in refused(runs.finish(4, b""), UnsafeValue)
+
+
+def test_what_stands_for_an_inner_value_is_decoded_with_distrust_too() -> None:
+    """A registered codec is not given what a pickle of another host made by a call."""
+
+    class Remote:
+        pass
+
+    codecs.register_codec(Remote, lambda value: [], lambda stored: stored, name="r", remote=True)
+    try:
+        evil = call_of(os.system, EVIL)
+        meta = struct.pack("<BH", evil.codec, 1) + b"r" + evil.meta
+        assert "posix.system" in refused(Encoded(9, meta, evil.parts, evil.nbytes), UnsafeValue)
+    finally:
+        custom._by_type.pop(Remote)
+        custom._by_name.pop("r")
+        custom.REDUCERS.pop(Remote)
+        codecs._direct.pop(Remote)
+
+
 # --- Allowed classes -------------------------------------------------------------------
 
 
@@ -418,8 +462,61 @@ def test_an_allowed_class_cannot_be_changed() -> None:
     point = b"\x8c\x10tests.importable\x8c\x05Point\x93"
     for rest in (b"}\x8c\x01xK\x01sb", b"N}\x8c\x01xK\x01s\x86b", b"]Na", b"(NNu"):
         refused(pickled(b"\x80\x05" + point + rest + b"."), allow=("tests.importable.Point",))
-    slots = b"\x8c\x10tests.importable\x8c\x07Slotted\x93)\x81N}\x8c\x09__class__K\x01s\x86b"
-    refused(pickled(b"\x80\x05" + slots + b"."), allow=("tests.importable.Slotted",))
+    dud = b"\x8c\x10tests.importable\x8c\x03Dud\x93"
+    changed = point + b")\x81N}\x8c\x09__class__" + dud + b"s\x86b"
+    both = ("tests.importable.Point", "tests.importable.Dud")
+    refused(pickled(b"\x80\x05" + changed + b"."), allow=both)
+
+
+def test_a_zone_is_a_name_and_no_path() -> None:
+    """A file that somebody names is not opened, though it be one of a time zone."""
+    path = dateutil.tz.gettz("Europe/Paris")._filename
+    assert os.path.isfile(path)
+    for name in (path, "../../../.." + path, "Europe/../Europe/Paris"):
+        refused(call_of(_wire.dateutil_zone, "name", name, 0), CorruptValue)
+    refused(call_of(_wire.zone, path, True), CorruptValue, Unserializable)
+
+
+def test_members_of_an_allowed_enum_cannot_be_changed() -> None:
+    """They are shared by all values that hold them."""
+    high = b"\x8c\x10tests.importable\x8c\x05Level\x93K\x02\x85R"
+    for state in (b"}\x8c\x07_value_K\x63s", b"N}\x8c\x07_value_K\x63s\x86"):
+        refused(pickled(b"\x80\x05" + high + state + b"b."), allow=("tests.importable.Level",))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"K\x01\x85\x85\x81",
+        b"K\x01\x85\x85R",
+        b"(K\x01\x85\x8c\x01OC\x08AAAAAAAAt\x81",
+        b"(K\x01\x85\x8c\x01OC\x08AAAAAAAAtR",
+    ],
+    ids=["new", "call", "new of objects", "call of objects"],
+)
+def test_an_allowed_class_of_arrays_is_not_called(rest: bytes) -> None:
+    """Numpy's constructor would make an array of objects of any memory."""
+    units = b"\x80\x05\x8c\x10tests.importable\x8c\x05Units\x93"
+    refused(pickled(units + rest + b"."), CorruptValue, allow=("tests.importable.Units",))
+
+
+def test_the_state_of_an_array_of_an_allowed_class_is_not_set() -> None:
+    """Numpy's ``__setstate__`` reads what it is told, wherever that is."""
+    array = b"\x8c\x0eshmstore._wire\x8c\x05array\x93C\x0c" + ARRAY_OF_3 + b"C\x03abc\x86R"
+    seen = (
+        b"\x8c\x0eshmstore._wire\x8c\x07seen_as\x93" + b"\x8c\x10tests.importable\x8c\x05Units\x93"
+    )
+    refused(
+        pickled(b"\x80\x05" + seen + array + b"\x86R(K\x01K\x01\x85NNNtb."),
+        UnsafeValue,
+        allow=("tests.importable.Units",),
+    )
+    assert attempt(
+        pickled(b"\x80\x05" + seen + array + b"\x86R."), ("tests.importable.Units",)
+    ) == ("decoded", "Units")
+
+
+ARRAY_OF_3 = b"\x00\x01\x03\x00\x00\x00\x00\x00\x00\x00|B"
 
 
 def test_of_an_allowed_class_s_module_nothing_else_is_allowed() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from shmstore.codecs.trust import NOBODY
 from tests import elsewhere
 from tests.fault.killing import call
 from tests.importable import Point
+from tests.process.sleepers import until_asleep
 from tests.process.test_moved_values import locations, move
 
 Get = Callable[[shmstore.Store], Any]
@@ -75,10 +77,30 @@ def test_every_way_to_get_a_value_decodes_it_with_distrust(
     shmstore.ref._opened.cache_clear()
 
 
-def test_a_wait_that_began_before_the_value_came_obeys(
-    store: shmstore.Store, tmp_path: Path
+SLEEPING: dict[str, Get] = {
+    "wait": lambda store: store.wait("d", "x", 30),
+    "wait to write": lambda store: store.wait("d", "x", 30, mode="cow"),
+    "wait_many": lambda store: store.wait_many("d", ["x"], 30),
+    "reference": lambda store: store.ref("d", "x").wait(30),
+}
+
+
+@pytest.mark.parametrize("name", SLEEPING)
+def test_who_sleeps_until_the_value_comes_obeys(
+    store: shmstore.Store, tmp_path: Path, name: str
 ) -> None:
     """Whoever is woken by a value of another host decodes it with distrust, too."""
+    marker = tmp_path / "executed"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(refused, store, SLEEPING[name], marker)
+        until_asleep()
+        elsewhere.put_encoded(store, "d", "x", elsewhere.call_of(os.system, f"touch {marker}"))
+        waiting.result(60)
+    shmstore.ref._opened.cache_clear()
+
+
+def test_tasks_that_wait_until_the_value_comes_obey(store: shmstore.Store, tmp_path: Path) -> None:
+    """The same for tasks of an event loop."""
     marker = tmp_path / "executed"
 
     async def both() -> None:
@@ -86,7 +108,7 @@ def test_a_wait_that_began_before_the_value_came_obeys(
             store.wait_async("d", "x", 30), store.wait_many_async("d", ["x"], 30),
             return_exceptions=True,
         )  # fmt: skip
-        await asyncio.sleep(0)
+        await asyncio.to_thread(until_asleep)
         elsewhere.put_encoded(store, "d", "x", elsewhere.call_of(os.system, f"touch {marker}"))
         for error in await waiting:
             assert isinstance(error, UnsafeValue)
