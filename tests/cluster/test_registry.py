@@ -326,7 +326,7 @@ def test_a_bucket_deleted_behind_our_back_is_noticed(server: NatsServer, act: st
                     await mine.renew()
             except RegistryUnavailable:
                 assert act != "put_many"
-            assert told.is_set()
+            await asyncio.wait_for(told.wait(), DEADLINE_S)
             assert await mine.prepare() is True
             assert await mine.put_many([entry("d", "x")]) == []
 
