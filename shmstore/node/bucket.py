@@ -40,13 +40,27 @@ class Bucket:
     """
 
     def __init__(
-        self, connection: Connection, name: str, on_gone: Callable[[], None] = lambda: None
+        self,
+        connection: Connection,
+        name: str,
+        on_gone: Callable[[], None] = lambda: None,
+        on_doubt: Callable[[], None] = lambda: None,
     ) -> None:
+        """Names a bucket, which need not be there.
+
+        Args:
+            connection: How to reach it.
+            name: Its name.
+            on_gone: Called when it turns out to be gone, or another one than before.
+            on_doubt: Called when nobody takes what is published to it: it is gone, or the
+                servers are about to choose who leads it.
+        """
         self.name = name
         self.highest = 0
         self._connection = connection
         self._stream = subjects.stream(name)
         self._on_gone = on_gone
+        self._on_doubt = on_doubt
         self._bursts = Bursts(connection, name)
 
     async def ensure(self, config: dict[str, Any]) -> tuple[Stream, bool]:
@@ -156,7 +170,7 @@ class Bucket:
         if burst.highest:
             self._acknowledged(before, burst.lowest, burst.highest)
         if burst.nobody:
-            self._on_gone()
+            self._on_doubt()
         failed = burst.missing | burst.refused
         for place in failed:
             if self._connection.forbidden(subjects.key_subject(self.name, items[place].key)):
@@ -229,7 +243,7 @@ class Bucket:
         except NoResponders:
             # No JetStream, no stream that takes what is published, or none that is up.
             if not subject.startswith("$JS."):
-                self._on_gone()
+                self._on_doubt()
             raise self._connection.unavailable("JetStream does not keep this registry") from None
         except (NoAnswer, TooLarge) as error:
             raise self._connection.unavailable(str(error)) from error

@@ -102,7 +102,7 @@ class Fetching:
         for _ in range(_MOST_MOVES):
             node = from_node
             if node is None:
-                entry = await self._registry.lookup(dag_id, id)
+                entry = await self._registry.lookup(dag_id, id, newest=asked is not None)
                 if entry is None or entry == asked:
                     raise NotFound(dag_id, id, _NOWHERE)
                 node, asked = entry.node, entry

@@ -34,14 +34,15 @@ class Registry:
         self.node = node
         self.incarnation = incarnation
         self._connection = connection
-        self._entries = Bucket(connection, subjects.bucket(namespace), self._gone)
-        self._nodes = Bucket(connection, subjects.nodes_bucket(namespace), self._gone)
+        self._entries = Bucket(connection, subjects.bucket(namespace), self._gone, self._doubt)
+        self._nodes = Bucket(connection, subjects.nodes_bucket(namespace), self._gone, self._doubt)
         self._epochs = Epochs(connection, self._entries)
         self._claims = Claims(self._nodes, node, incarnation)
         self._stream: Stream | None = None
         self._preparing = asyncio.Lock()
         self._recreated: list[Callable[[], None]] = []
         self._watching: set[Callable[[Entry | None], None]] = set()
+        self._checking: asyncio.Task[None] | None = None
         self._renewals = random.randrange(_RENEWALS_A_LOOK)
         connection.on_reconnect(self._look_again)
 
@@ -207,9 +208,7 @@ class Registry:
             self._gone()
         self._renewals += 1
         if self._renewals % _RENEWALS_A_LOOK == 0:
-            stream = await self._entries.look()
-            if stream is None or self._is_another(stream):
-                self._gone()
+            await self._check()
 
     async def release(self) -> None:
         """Gives this node's name up."""
@@ -256,6 +255,21 @@ class Registry:
         return known is not None and (
             stream.created != known.created or stream.last_revision < self._entries.highest
         )
+
+    async def _check(self) -> None:
+        stream = await self._entries.look()
+        if stream is None or self._is_another(stream) or await self._nodes.look() is None:
+            self._gone()
+
+    def _doubt(self) -> None:
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check())
+            self._checking.add_done_callback(self._checked)
+
+    def _checked(self, task: asyncio.Task[None]) -> None:
+        self._checking = None
+        if not task.cancelled():
+            task.exception()  # it cannot be said now; renewals look again
 
     def _gone(self) -> None:
         for callback in self._recreated:

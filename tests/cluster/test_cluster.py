@@ -75,16 +75,19 @@ def test_on_three_servers_nothing_that_was_acknowledged_is_missed(servers: Serve
             ]
             for registry in registries:
                 await until(lambda registry=registry: prepared(registry), "it is prepared")
-            for number in range(200):
+            # By direct gets alone, 1 to 3 in 100 of these are missed, or older ones found.
+            for number in range(400):
                 new = entry("d", f"x{number}")
                 assert await registries[0].put_many([new]) == []
-                for other in registries[1:]:
-                    assert await other.lookup("d", new.id) == new
-            for number in range(100):
+                found = await asyncio.gather(*(one.lookup("d", new.id) for one in registries))
+                assert found == [new] * 3
+            for number in range(400):
                 moved = entry("d", "x0", "b", nbytes=number)
                 assert await registries[1].put_many([moved]) == []
-                for other in registries:
-                    assert await other.lookup("d", "x0", newest=True) == moved
+                found = await asyncio.gather(
+                    *(one.lookup("d", "x0", newest=True) for one in registries)
+                )
+                assert found == [moved] * 3
 
     asyncio.run(scenario())
 

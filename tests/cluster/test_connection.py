@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -330,21 +333,48 @@ def test_closing_leaves_no_task_and_no_connection(server: NatsServer) -> None:
     asyncio.run(scenario())
 
 
-def test_closing_ends_also_while_there_is_no_server(server: NatsServer) -> None:
-    """Wherever an attempt to reconnect is, close ends it."""
+class _Losses(logging.Handler):
+    """Tells when a connection is seen to be lost, by the node's name."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen: dict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name, what = record.getMessage().split(" control:", 1)
+        if "is lost" in what:
+            self.seen[name.split()[-1]].set()
+
+
+@pytest.fixture
+def losses() -> Iterator[_Losses]:
+    """Of the connections for control."""
+    handler = _Losses()
+    handler.addFilter(lambda record: " control:" in record.getMessage())
+    logger = logging.getLogger("shmstore.node.link")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_closing_ends_also_while_there_is_no_server(server: NatsServer, losses: _Losses) -> None:
+    """Wherever an attempt to reconnect is, close ends it, also where a cancellation is lost."""
 
     async def scenario() -> None:
         settings = Settings.parse(server.url, {})
-        connections = [
-            await Connection.open(settings, "test", f"n{number}") for number in range(20)
-        ]
-        server.kill()
-        await until(lambda: not any(one.connected for one in connections), "they notice")
-        async with asyncio.timeout(DEADLINE_S):
-            for turns, connection in enumerate(connections):
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                await connection.close()
+        names = [f"n{number}" for number in range(40)]
+        opened = [await Connection.open(settings, "test", name) for name in names]
+
+        async def close(turns: int, name: str, connection: Connection) -> None:
+            await losses.seen[name].wait()
+            for _ in range(turns):  # of the loop, each of which is a step of the attempt
+                await asyncio.sleep(0)
+            await connection.close()
+
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+            for number, (name, connection) in enumerate(zip(names, opened, strict=True)):
+                group.create_task(close(number // 2, name, connection))
+            server.kill()
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(scenario())

@@ -11,8 +11,10 @@ import pytest
 from shmstore.demo.server import NatsServer
 from shmstore.errors import RegistryUnavailable
 from shmstore.node import subjects
-from shmstore.node.connection import Connection
+from shmstore.node.bucket import Bucket
+from shmstore.node.connection import Connection, Message
 from shmstore.node.entries import Entry
+from shmstore.node.epochs import Epochs
 from shmstore.node.registry import Registry
 from tests.cluster.nodes import DEADLINE_S, connected, entry, registered, until
 
@@ -187,6 +189,29 @@ def test_entries_of_an_older_epoch_are_dead(server: NatsServer) -> None:
     asyncio.run(scenario())
 
 
+def test_a_notice_that_comes_before_its_epoch_is_stored_is_not_lost(server: NatsServer) -> None:
+    """Subscribers hear of an epoch before JetStream has stored it: they look again."""
+
+    async def scenario() -> None:
+        async with connected(server.url) as connection, registered(server.url, "b") as others:
+            bucket = Bucket(connection, subjects.bucket("test"))
+            deaf = Epochs(connection, bucket)  # it does not hear of the raise by itself
+            received = connection.control.stats["in_msgs"]
+            notice = Message(
+                _client=connection.control,
+                subject=subjects.key_subject(bucket.name, subjects.epoch_key("d")),
+                data=json.dumps({"dag_id": "d", "epoch": 1}).encode(),
+            )
+            await deaf._told(notice)
+            looked = connection.control.stats
+            await until(lambda: looked["in_msgs"] > received, "it has looked, and found nothing")
+            assert deaf.of("d") == 0
+            await others.raise_epoch("d")
+            await until(lambda: deaf.of("d") == 1, "it has looked again")
+
+    asyncio.run(scenario())
+
+
 def test_a_raise_that_lost_its_race_raises_nothing(server: NatsServer) -> None:
     """An epoch that was published but refused by JetStream makes no entry dead, anywhere."""
 
@@ -301,7 +326,7 @@ def test_a_bucket_deleted_behind_our_back_is_noticed(server: NatsServer, act: st
                     await mine.renew()
             except RegistryUnavailable:
                 assert act != "put_many"
-            assert told.is_set()
+            await asyncio.wait_for(told.wait(), DEADLINE_S)
             assert await mine.prepare() is True
             assert await mine.put_many([entry("d", "x")]) == []
 
@@ -410,6 +435,27 @@ def test_entries_that_the_server_has_no_room_for_are_told(tmp_path: Path) -> Non
 
     with NatsServer(tmp_path / "nats", jetstream=False, config=kept) as server:
         asyncio.run(scenario(server.url))
+
+
+def test_a_server_that_was_slow_is_not_flooded(tmp_path: Path) -> None:
+    """A burst does not run ahead of what a stream takes, however long that is not read."""
+    kept = f'jetstream {{ store_dir: "{tmp_path / "kept"}", max_buffered_msgs: 2500 }}'
+
+    async def scenario(server: NatsServer) -> None:
+        async with registered(server.url) as mine:
+            entries = [entry("d", f"x{number}") for number in range(20_000)]
+            await mine.put_many(entries[:1])
+            server.pause()
+            burst = asyncio.ensure_future(mine.put_many(entries))
+            sent = connection_of(mine).control.stats
+            await until(lambda: bool(mine._entries._bursts._running), "it has begun")
+            await asyncio.wait([burst], timeout=1)
+            server.resume()
+            assert await burst == []
+            assert sent["in_msgs"] > len(entries)
+
+    with NatsServer(tmp_path / "nats", jetstream=False, config=kept) as server:
+        asyncio.run(scenario(server))
 
 
 def test_waiters_hear_of_entries_as_they_come(server: NatsServer) -> None:
