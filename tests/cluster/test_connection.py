@@ -250,6 +250,31 @@ def test_an_unreachable_server_at_the_start_is_one_sentence() -> None:
     asyncio.run(scenario())
 
 
+def test_an_opening_that_is_given_up_leaves_nothing(server: NatsServer) -> None:
+    """Wherever the first connecting is, giving it up leaves no task, and no connection."""
+
+    async def scenario() -> None:
+        settings = Settings.parse(server.url, {})
+        for turns in range(0, 60, 3):
+            opening = asyncio.ensure_future(Connection.open(settings, "test", "a"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            while not opening.done():
+                opening.cancel()
+                await asyncio.wait([opening], timeout=0.5)
+            if not opening.cancelled():
+                await opening.result().close()
+            assert len(asyncio.all_tasks()) == 1, turns
+
+        async def alone() -> bool:
+            found = await asyncio.to_thread(server.monitor, "connz")
+            return found["num_connections"] == 0
+
+        await until(alone, "the server has noticed")
+
+    asyncio.run(scenario())
+
+
 def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
     """A server that starts within the patience of the first connection is found."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from shmstore.demo.server import NatsServer
 from shmstore.errors import RegistryUnavailable
-from shmstore.node.connection import Connection, Settings
+from shmstore.node.connection import Connection, Message, Settings
 from shmstore.node.registry import Registry
 from tests.cluster.credentials import USER, Accounts, Certificates, Key
 from tests.cluster.nodes import DEADLINE_S, entry, until
@@ -25,7 +25,7 @@ def env_of(**values: str) -> Env:
 
 
 async def works(url: str, env: Env) -> None:
-    """A node with these settings can register a value and look it up."""
+    """A node with these settings can register a value, look it up, and bring large ones."""
     connection = await Connection.open(Settings.parse(url, env), "test", "a")
     try:
         registry = Registry(connection, "test", "a", "1")
@@ -33,6 +33,16 @@ async def works(url: str, env: Env) -> None:
         assert await registry.put_many([entry("d", "x")]) == []
         assert await registry.lookup("d", "x") == entry("d", "x")
         await registry.claim("store")
+        large = bytes(range(256)) * 2_000
+
+        async def answer(message: Message) -> None:
+            await connection.publish(message.reply, large, bulk=True)
+
+        await connection.subscribe("large", answer, bulk=True)
+        for _ in range(3):
+            loan = await connection.request_large("large", b"", DEADLINE_S)
+            assert loan.data == large
+            loan.give_back()
     finally:
         await connection.close()
 
