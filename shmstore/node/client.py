@@ -17,7 +17,7 @@ from typing import Any
 
 from shmstore import lookup, names
 from shmstore.descriptor import Descriptor
-from shmstore.errors import NodeNotRunning, NodeUnreachable
+from shmstore.errors import NodeNotRunning, NodeUnreachable, StoreClosed
 from shmstore.namespace import NODE_BEAT, Namespace
 from shmstore.node import protocol
 from shmstore.node.protocol import Header
@@ -129,10 +129,22 @@ class NodeClient:
     def __init__(
         self, space: Namespace, start: Start | None, held: Descriptor | None = None
     ) -> None:
-        self.space, self._start, self._held = space, start, held
+        self._space: Namespace | None = space
+        self._start, self._held = start, held
         self._idle: list[Link] = []
         self._pid = os.getpid()
         self._turn = threading.Lock()
+
+    @property
+    def space(self) -> Namespace:
+        """The namespace.
+
+        Raises:
+            StoreClosed: After ``close``.
+        """
+        if self._space is None:
+            raise StoreClosed
+        return self._space
 
     @property
     def expected(self) -> bool:
@@ -244,6 +256,7 @@ class NodeClient:
     def close(self) -> None:
         """Closes the connections, and needs the node no more."""
         self._hang_up()
+        self._space = self._start = None
         if self._held is not None:
             self._held.close()
 

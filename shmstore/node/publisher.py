@@ -34,6 +34,9 @@ _log = logging.getLogger("shmstore.node")
 # burst, and committers do not ring.
 _PAUSE_S = 0.002
 _LONGEST_SLEEP_S = 1.0
+# How long it goes on looking before it sleeps: who puts one value after the other shall not
+# have to wake it each time.
+_AWAKE_S = 0.05
 _BURST = 8192
 _WITHDRAWN_AT_ONCE = 64
 # Before another try with a registry that failed; up to as much again by chance.
@@ -65,6 +68,7 @@ class Publisher:
         self._theirs: dict[_Key, int] = {}
         self._barriers: list[asyncio.Future[None]] = []
         self._compare_again = False
+        self._awake_until = 0.0
         self._sleeper = ThreadPoolExecutor(1, "shmstore node's bell")
         #: Why nothing can be registered at the moment; None if it can.
         self.fault: str | None = "it has not been reached yet"
@@ -115,8 +119,12 @@ class Publisher:
     async def _round(self) -> None:
         """Looks, tells the registry, and sleeps if there was nothing."""
         barriers = list(self._barriers)
+        loop = asyncio.get_running_loop()
         if await self._look():
+            while len(self._pending) < _BURST and await self._look():
+                await asyncio.sleep(0)
             await self._flush()
+            self._awake_until = loop.time() + _AWAKE_S
             await asyncio.sleep(_PAUSE_S)
             return
         await self._flush()
@@ -127,11 +135,13 @@ class Publisher:
         # What was compared has been read by now; what comes is new.
         self._known.clear()
         self._theirs.clear()
+        if loop.time() < self._awake_until:
+            await asyncio.sleep(_PAUSE_S)
+            return
         bell = doorbell.mark_asleep(self._space)
         try:
             if self._barriers or self._compare_again or await self._look():
                 return
-            loop = asyncio.get_running_loop()
             rung = await loop.run_in_executor(
                 self._sleeper, doorbell.sleep, self._space, bell, _LONGEST_SLEEP_S
             )
