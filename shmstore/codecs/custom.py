@@ -133,7 +133,7 @@ def rebuild(name: Any, stored: Any, trust: Trust | None = None) -> Any:
         raise CorruptValue("the name of a codec is no text", "registered codec")
     registered = _by_name.get(name)
     if trust is not None and not (registered is not None and registered.remote):
-        raise unsafe(f"the codec {name!r:.200}, which is not registered with remote=True here,")
+        raise unsafe(f"the codec {name!r:.200} (which is not registered here with remote=True)")
     if registered is None:
         raise Unserializable(
             f"codec {name!r}",

@@ -96,8 +96,14 @@ class Machine:
                 memo.append(stack[-1])
             elif op == 0x8C:  # SHORT_BINUNICODE
                 end = at + 1 + data[at]
-                stack.append(_text(data, at + 1, end, size))
+                if end >= size:
+                    raise damaged("it ends within a text")
+                text = str(data[at + 1 : end], "utf-8", "surrogatepass")
+                stack.append(text)
                 at = end
+                if data[at] == 0x94:  # nearly always memoized
+                    memo.append(text)
+                    at += 1
             elif op in _LEAF:
                 # One by itself costs less this way than a run.
                 if op == 0x4B:  # BININT1
