@@ -81,9 +81,13 @@ class Connection:
         """
         self = cls(settings, namespace, node)
         links = (self._control, self._bulk)
-        done = await asyncio.gather(
-            *(link.open(patience_s) for link in links), return_exceptions=True
-        )
+        try:
+            done = await asyncio.gather(
+                *(link.open(patience_s) for link in links), return_exceptions=True
+            )
+        except asyncio.CancelledError:
+            await self.close()
+            raise
         for problem in done:
             if problem is not None:
                 await self.close()
