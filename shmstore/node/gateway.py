@@ -26,6 +26,7 @@ from shmstore.node.protocol import Header, ProtocolError
 _log = logging.getLogger("shmstore.node")
 
 _MOST_CLIENTS = 4096
+_BACKLOG = 1024
 _MOST_REQUESTS = 1024  # of one client at once
 _MOST_UNREAD = 4 << 20
 _SLOW_S = 10.0
@@ -73,12 +74,11 @@ class Gateway:
             # Through /proc, as the path of a socket has 107 bytes at most.
             listener.bind(f"/proc/self/fd/{directory}/{aside}")
             os.chmod(aside, 0o600, dir_fd=directory)
-            listener.listen(1024)
             listener.setblocking(False)
             status = os.stat(aside, dir_fd=directory)
             self._ours = status.st_dev, status.st_ino
             self._server = await asyncio.start_unix_server(
-                self._serve, sock=listener, limit=protocol.LARGEST_FRAME * 2
+                self._serve, sock=listener, limit=protocol.LARGEST_FRAME * 2, backlog=_BACKLOG
             )
             os.rename(aside, names.NODE_SOCKET, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
