@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -14,6 +13,7 @@ from shmstore.errors import (
     NodeNotRunning,
     NotFound,
     RegistryUnavailable,
+    RemoteError,
     StoreError,
     WaitTimeout,
 )
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _MISSING: Final = object()
 # Bytes of ids in one request: escaped, they may take six times as many.
 _MOST_ID_BYTES = 8 << 10
-_LONGEST_S = 86_400.0
 _CLEAR_S = 30.0
+_NODES_S = 10.0
 _VANISHED = "on this host any more: it was brought here, and deleted at once"
 _ALONE = "on this host, and no node is running here that could ask others"
 
@@ -112,7 +112,8 @@ class RemoteCalls:
             mode: As of ``get``.
 
         Raises:
-            WaitTimeout: No host has stored it in time. A FetchTimeout, if it tells more.
+            FetchTimeout: No host has stored it in time. A WaitTimeout, too.
+            StoreFull: It was stored on another host, and there is no room for it here.
         """
         store = cast("Store", self)
         clock = Countdown(timeout)
@@ -120,14 +121,23 @@ class RemoteCalls:
         if value is not _MISSING:
             return value
         # The node brings it here, where it wakes whoever waits, like any value that is put.
-        asked = self._ask("await", clock, dag=dag_id, id=id)
+        left_s = min(clock.left_s, client.LONGEST_S)
+        asked = client.Request(self._node, "await", dag=dag_id, id=id, timeout=left_s)
+        trouble: RemoteError | None = None
         try:
-            return store.wait(dag_id, id, clock.left_s, mode=mode)
-        except WaitTimeout:
-            raise self._in_vain(dag_id, id, clock) from None
+            while True:
+                try:
+                    asked.look()
+                    trouble = None
+                except RemoteError as error:
+                    trouble = error
+                try:
+                    return store.wait(dag_id, id, min(clock.left_s, client.LOOK_S), mode=mode)
+                except WaitTimeout:
+                    if not clock.left_s:
+                        raise self._in_vain(dag_id, id, clock, trouble) from None
         finally:
-            if asked is not None:
-                asked.close()
+            asked.close()
 
     def synchronize(
         self, dag_id: str, ids: Iterable[str], *, timeout: float = 30.0
@@ -191,10 +201,13 @@ class RemoteCalls:
             RegistryUnavailable: It is not to be reached.
         """
         self._dags.check_open()
-        answer = self._called("nodes", 10.0)
+        try:
+            found = list(self._node.stream("nodes", _NODES_S))
+        except client.Overdue:
+            raise RegistryUnavailable(f"no answer within {_NODES_S:g} s") from None
         return [
             NodeInfo(**{**facts, "started_at": datetime.fromtimestamp(facts["started_at"], UTC)})
-            for facts in answer["nodes"]
+            for facts in found
         ]
 
     @property
@@ -243,22 +256,16 @@ class RemoteCalls:
             raise NotFound(dag_id, id, where)
         return value
 
-    def _in_vain(self, dag_id: str, id: str, clock: Countdown) -> FetchTimeout:
-        stage = "no host that could be reached has stored it"
+    def _in_vain(
+        self, dag_id: str, id: str, clock: Countdown, trouble: RemoteError | None
+    ) -> FetchTimeout:
+        if trouble is None or isinstance(trouble, FetchTimeout):
+            stage = "no host that could be reached has stored it"
+        elif isinstance(trouble, NodeNotRunning) and not self._node.expected:
+            stage = f"nobody has stored it {_ALONE}"
+        else:
+            stage = f"others could not be asked: {str(trouble).removesuffix('.')}"
         return FetchTimeout(dag_id, (id,), clock.passed_s, stage)
-
-    def _ask(self, op: str, clock: Countdown, **fields: Any) -> client.Link | None:
-        """Sends a request whose answer nobody waits for; None if there is no node."""
-        try:
-            link = self._node.link(time.monotonic() + clock.left_s)
-            link.send(op, {**fields, "timeout": min(clock.left_s, _LONGEST_S)})
-        except StoreError:
-            if self._node.expected:
-                raise
-            return None
-        except client.Gone:
-            return None
-        return link
 
     def _bring_many(self, dag_id: str, ids: list[str], clock: Countdown) -> dict[str, StoreError]:
         """Brings values here; the errors of those that could not be had."""
@@ -328,19 +335,32 @@ class RemoteCalls:
             return value
         from shmstore.node import client_async
 
+        trouble: RemoteError | None = None
+
         async def ask() -> None:
-            try:
-                await client_async.call(self._node, "await", clock.left_s, dag=dag_id, id=id)
-            except (StoreError, client.Overdue):
-                pass  # the wait ends by itself
+            nonlocal trouble
+            while True:
+                try:
+                    await client_async.call(self._node, "await", clock.left_s, dag=dag_id, id=id)
+                    return
+                except client.Overdue:
+                    return
+                except RemoteError as error:
+                    trouble = error
+                await asyncio.sleep(client.LOOK_S)
 
         asking = asyncio.create_task(ask())
+        waiting = asyncio.create_task(store.wait_async(dag_id, id, clock.left_s, mode=mode))
         try:
-            return await store.wait_async(dag_id, id, clock.left_s, mode=mode)
+            await asyncio.wait((asking, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if asking.done() and not waiting.done():
+                asking.result()
+            return await waiting
         except WaitTimeout:
-            raise self._in_vain(dag_id, id, clock) from None
+            raise self._in_vain(dag_id, id, clock, trouble) from None
         finally:
             asking.cancel()
+            waiting.cancel()
 
     async def synchronize_async(
         self, dag_id: str, ids: Iterable[str], *, timeout: float = 30.0

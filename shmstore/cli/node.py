@@ -16,9 +16,12 @@ from shmstore import names
 from shmstore.errors import NodeNotRunning, StoreError, UnusableRoot
 from shmstore.namespace import Namespace
 from shmstore.node import client, spawn
+from shmstore.sizes import parse_seconds
 
 _CANNOT, _USAGE, _UNREACHABLE = 1, 2, 4
 _STATUS_S = 5.0
+#: The environment variable with how long a node that was started goes on without stores, seconds.
+LINGER = "SHMSTORE_NODE_LINGER"
 
 _ROOT = click.option(
     "--root", metavar="DIR", help="Root of the store.  [default: $SHMSTORE_ROOT or /dev/shm/…]"
@@ -74,6 +77,7 @@ def node(
         context.obj = (root, namespace)
         return
     _log_to_stderr(log_json, verbose)
+    end = _log_and_end if log_json else _end
     try:
         space = _space(root, namespace)
         from shmstore.node.service import CannotServe, Choices, serve
@@ -83,25 +87,30 @@ def node(
         if not given:
             raise ValueError(f"give the NATS server with --nats URL, or set ${spawn.URL}")
         own = names.default_node() if name is None else names.check_name(name, "--name")
-        choices = Choices(Settings.parse(given), own, started)
+        choices = Choices(Settings.parse(given), own, started, _linger_s())
     except (ValueError, UnusableRoot) as error:
-        _end(str(error), _USAGE)
+        end(str(error), _USAGE)
     except StoreError as error:
-        _end(str(error), _CANNOT)
+        end(str(error), _CANNOT)
     try:
         serve(space, choices, _ready)
     except CannotServe as error:
-        _end(str(error), _CANNOT)
+        end(str(error), _CANNOT)
     except StoreError as error:
-        _end(str(error), _UNREACHABLE)
+        end(str(error), _UNREACHABLE)
 
 
 @node.command()
+@_ROOT
+@_NAMESPACE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
-    """Says whether the node of this host runs, and how it is."""
-    root, namespace = context.obj
+def status(context: click.Context, root: str | None, namespace: str | None, as_json: bool) -> None:
+    """Says whether the node of this host runs, and how it is.
+
+    Ends with 0 if it serves, with 4 if it does not, or cannot register what is put here.
+    """
+    root, namespace = root or context.obj[0], namespace or context.obj[1]
     try:
         told = client.NodeClient(_space(root, namespace), None).call("status", _STATUS_S)
     except (ValueError, UnusableRoot) as error:
@@ -133,8 +142,9 @@ def _log_to_stderr(as_json: bool, verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(_Json() if as_json else plain)
+    # What the libraries have to say, too, so that all lines are of one form.
+    logging.getLogger().addHandler(handler)
     log = logging.getLogger("shmstore")
-    log.addHandler(handler)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
@@ -150,6 +160,21 @@ def _ready(sentence: str) -> None:
                 notify.sendto(notice, at)
             except OSError as error:
                 logging.getLogger("shmstore.node").warning("systemd was not told: %s", error)
+
+
+def _linger_s() -> float:
+    from shmstore.node.service import LINGER_S
+
+    given = os.environ.get(LINGER) or str(LINGER_S)
+    try:
+        return parse_seconds(float(given), LINGER)
+    except ValueError:
+        raise ValueError(f"${LINGER} must be a number of seconds, not {given!r:.80}") from None
+
+
+def _log_and_end(sentence: str, code: int) -> NoReturn:
+    logging.getLogger("shmstore.node").error("%s", sentence)
+    sys.exit(code)
 
 
 def _end(sentence: str, code: int) -> NoReturn:

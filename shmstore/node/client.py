@@ -7,10 +7,10 @@ is over. A node that is stopped shows by its heartbeat in the namespace's page.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,10 +28,13 @@ RETRY_S = 0.02
 #: A heart that has not beaten for so long belongs to a node that is stopped.
 SILENT_S = 3.0
 LOOK_S = 0.5
-ANSWER_S = 1.0  # what a node is given beyond the time that it was given for the call
+#: What a node is given to answer that the time is over, beyond the time that it was given.
+ANSWER_S = 0.25
+LONGEST_S = 86_400.0
+_AT_ONCE_S = 0.001
 
-#: What makes a namespace's node run, if there is one to be started.
-Start = Callable[[], None]
+#: Starts a namespace's node, if one is to be started; False if somebody is just doing so.
+Start = Callable[[], bool]
 
 
 class Overdue(Exception):
@@ -47,14 +50,9 @@ class Link:
 
     def __init__(self, space: Namespace) -> None:
         self._space = space
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._number = 0
         self._unread = b""
-        try:
-            self._socket.connect(f"/proc/self/fd/{space.directory.fd}/{names.NODE_SOCKET}")
-        except OSError as error:
-            self._socket.close()
-            raise Gone(os.strerror(error.errno or 0).lower()) from error
+        self._socket = connect(space)
 
     def send(self, op: str, fields: Header) -> int:
         """Sends a request; returns its number."""
@@ -73,10 +71,13 @@ class Link:
             Overdue: There is none by ``deadline``, of time.monotonic.
             NodeUnreachable: The node is stopped.
         """
-        size = protocol.frame_size(self._read(_SIZE.size, deadline))
-        return protocol.parse_frame(self._read(size, deadline))
+        self._fill(_SIZE.size, deadline)
+        end = _SIZE.size + protocol.frame_size(self._unread[: _SIZE.size])
+        self._fill(end, deadline)
+        raw, self._unread = self._unread[_SIZE.size : end], self._unread[end:]
+        return protocol.parse_frame(raw)
 
-    def _read(self, size: int, deadline: float) -> bytes:
+    def _fill(self, size: int, deadline: float) -> None:
         while len(self._unread) < size:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -92,12 +93,46 @@ class Link:
             if not more:
                 raise Gone("it hung up")
             self._unread += more
-        taken, self._unread = self._unread[:size], self._unread[size:]
-        return taken
+
+    def peek(self) -> Header | None:
+        """The next answer, if it has come."""
+        try:
+            return self.receive(time.monotonic() + _AT_ONCE_S)
+        except Overdue:
+            return None
 
     def close(self) -> None:
         """Hangs up, which cancels what the node is doing for us."""
         self._socket.close()
+
+    def __del__(self) -> None:
+        # A store that is not closed, or a child that has its parent's, is no mistake.
+        if hasattr(self, "_socket"):
+            self._socket.close()
+
+
+def connect(space: Namespace) -> socket.socket:
+    """A socket that is connected to the node; does not block.
+
+    Raises:
+        Gone: Nobody listens.
+        NodeUnreachable: The node is stopped, and has more callers than it can queue.
+    """
+    try:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:  # of descriptors or memory there are no more
+        raise Gone(os.strerror(error.errno or 0).lower()) from error
+    try:
+        made.setblocking(False)
+        made.connect(f"/proc/self/fd/{space.directory.fd}/{names.NODE_SOCKET}")
+    except BaseException as error:
+        made.close()
+        if not isinstance(error, OSError):
+            raise
+        if isinstance(error, BlockingIOError):
+            check_beat(space)
+        raise Gone(os.strerror(error.errno or 0).lower()) from error
+    return made
 
 
 def check_beat(space: Namespace) -> None:
@@ -117,6 +152,15 @@ def is_running(space: Namespace) -> bool:
     return bool(beat) and time.clock_gettime_ns(time.CLOCK_BOOTTIME) - beat < SILENT_S * 1e9
 
 
+def answers(space: Namespace) -> bool:
+    """Whether somebody listens. More exact than ``is_running``, but a node may just be starting."""
+    try:
+        connect(space).close()
+    except (Gone, NodeUnreachable):
+        return False
+    return True
+
+
 class NodeClient:
     """A store's connections to its node. Any thread's; usable after a fork.
 
@@ -131,9 +175,8 @@ class NodeClient:
     ) -> None:
         self._space: Namespace | None = space
         self._start, self._held = start, held
-        self._idle: list[Link] = []
-        self._pid = os.getpid()
-        self._turn = threading.Lock()
+        # Of one process: a child has none, and no lock that could be held as it is forked.
+        self._idle: tuple[int, list[Link]] = os.getpid(), []
 
     @property
     def space(self) -> Namespace:
@@ -151,6 +194,10 @@ class NodeClient:
         """Whether there is to be a node: the store was given a NATS server."""
         return self._start is not None
 
+    def keep_alive(self, held: Descriptor) -> None:
+        """Has a node that was started go on for as long as this store."""
+        self._held = held
+
     def call(self, op: str, timeout_s: float, **fields: Any) -> Header:
         """What the node answers.
 
@@ -160,13 +207,11 @@ class NodeClient:
             NodeUnreachable: It is stopped.
             StoreError: Whatever it answers with.
         """
-        for answer in self.stream(op, timeout_s, **fields):
-            return answer
-        return {}
+        return ([*self.stream(op, timeout_s, **fields)] or [{}])[0]
 
     def stream(self, op: str, timeout_s: float, **fields: Any) -> Iterator[Header]:
         """The parts of an answer in several parts, or the one of an answer in one."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + min(timeout_s, LONGEST_S)
         given = 0
         while True:
             link = self.link(deadline)
@@ -197,12 +242,10 @@ class NodeClient:
         """
         started = False
         while True:
-            with self._turn:
-                if self._pid != os.getpid():
-                    # The parent's: closing ours does not end them there.
-                    self._idle, self._pid = [], os.getpid()
-                if self._idle:
-                    return self._idle.pop()
+            try:
+                return self._links().pop()
+            except IndexError:
+                pass
             try:
                 return Link(self.space)
             except Gone as gone:
@@ -214,14 +257,16 @@ class NodeClient:
         """Starts a node if none runs, once a call; whether it was started.
 
         Raises:
-            NodeNotRunning: None runs, and it is not for us to start one.
+            NodeNotRunning: None runs, and it is not for us to start one, or it has ended.
         """
         if is_running(self.space):
             return started
         if self._start is None:
             raise self._not_running(None)
         if not started:
-            self._start()
+            return self._start()
+        if has_ended(self.space) and not is_running(self.space):
+            raise self._not_running("it has ended again")
         return True
 
     def _wait_for_another(self, deadline: float, why: str) -> None:
@@ -241,17 +286,28 @@ class NodeClient:
         return NodeNotRunning(self.space.root, self.space.name, said or why)
 
     def _keep(self, link: Link) -> None:
-        with self._turn:
-            if self._pid == os.getpid() and len(self._idle) < _MOST_IDLE:
-                self._idle.append(link)
-                return
-        link.close()
+        links = self._links()
+        if len(links) < _MOST_IDLE:
+            links.append(link)
+        else:
+            link.close()
+
+    def _links(self) -> list[Link]:
+        """The idle ones of this process. Each step is one call into C, which threads share."""
+        pid, links = self._idle
+        if pid != os.getpid():
+            # The parent's: that ours are closed does not end them there.
+            links = []
+            self._idle = os.getpid(), links
+        return links
 
     def _hang_up(self) -> None:
-        with self._turn:
-            idle, self._idle = self._idle, []
-        for link in idle:
-            link.close()
+        links = self._links()
+        while True:
+            try:
+                links.pop().close()
+            except IndexError:
+                return
 
     def close(self) -> None:
         """Closes the connections, and needs the node no more."""
@@ -259,6 +315,54 @@ class NodeClient:
         self._space = self._start = None
         if self._held is not None:
             self._held.close()
+
+
+class Request:
+    """A request that is looked after now and then, while something else is waited for.
+
+    Args:
+        asking: Whom to ask.
+        op: The operation.
+        fields: Its fields, with the timeout.
+    """
+
+    def __init__(self, asking: NodeClient, op: str, **fields: Any) -> None:
+        self._asking, self._op, self._fields = asking, op, fields
+        self._link: Link | None = None
+        self._started = False
+        self._answered = False
+
+    def look(self) -> None:
+        """Asks, if that is still or again to be done; does not wait.
+
+        Raises:
+            StoreError: What the node answers with, or why it cannot be asked.
+        """
+        if self._answered:
+            return
+        try:
+            if self._link is None:
+                self._link = Link(self._asking.space)
+                self._link.send(self._op, self._fields)
+                return
+            answer = self._link.peek()
+        except Gone:
+            self.close()
+            self._started = self._asking.revive(self._started)
+            return
+        if answer is None:
+            check_beat(self._asking.space)
+        elif "error" in answer:
+            self.close()
+            raise protocol.unpack_error(answer)
+        else:
+            self._answered = True
+
+    def close(self) -> None:
+        """Gives it up."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
 
 def _parts(link: Link, number: int, deadline: float) -> Iterator[Header]:
@@ -274,6 +378,37 @@ def _parts(link: Link, number: int, deadline: float) -> Iterator[Header]:
             return
         else:
             raise protocol.unpack_error(header)
+
+
+def log_of_started(space: Namespace, inherit: bool = False) -> Descriptor:
+    """Opens the log of nodes that are started for stores; such a one keeps it locked.
+
+    Raises:
+        OSError: It cannot be opened, or made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    return Descriptor.open(names.NODE_LOG, flags, within=space.directory.fd, inherit=inherit)
+
+
+def locked(log: Descriptor) -> bool:
+    """Locks that log, until it is closed by all who have it open so; False if it is."""
+    try:
+        fcntl.flock(log.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def has_ended(space: Namespace) -> bool:
+    """Whether no node that was started for a store is alive."""
+    try:
+        log = log_of_started(space)
+    except OSError:
+        return True
+    try:
+        return locked(log)
+    finally:
+        log.close()
 
 
 def last_words(space: Namespace) -> str | None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from shmstore import names
 from shmstore.node import client, protocol
 from shmstore.node.client import NodeClient, Overdue
 from shmstore.node.protocol import Header
@@ -15,23 +14,20 @@ from shmstore.node.protocol import Header
 
 async def call(asking: NodeClient, op: str, timeout_s: float, **fields: Any) -> Header:
     """What the node answers; see ``NodeClient.call``."""
-    async for answer in stream(asking, op, timeout_s, **fields):
-        return answer
-    return {}
+    return ([part async for part in stream(asking, op, timeout_s, **fields)] or [{}])[0]
 
 
 async def stream(
     asking: NodeClient, op: str, timeout_s: float, **fields: Any
 ) -> AsyncIterator[Header]:
     """The parts of an answer; see ``NodeClient.stream``. Cancelling it cancels the call."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + min(timeout_s, client.LONGEST_S)
     given, started = 0, False
     while True:
         writer = None
         try:
             reader, writer = await asyncio.open_unix_connection(
-                f"/proc/self/fd/{asking.space.directory.fd}/{names.NODE_SOCKET}",
-                limit=protocol.LARGEST_FRAME * 2,
+                sock=client.connect(asking.space), limit=protocol.LARGEST_FRAME * 2
             )
             left_s = max(0.0, deadline - time.monotonic())
             writer.write(protocol.frame({"n": 1, "op": op, **fields, "timeout": left_s}))
@@ -49,7 +45,7 @@ async def stream(
                     return
                 else:
                     raise protocol.unpack_error(header)
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except (client.Gone, OSError, asyncio.IncompleteReadError) as error:
             if isinstance(error, TimeoutError):
                 raise
             started = await asyncio.to_thread(asking.revive, started)

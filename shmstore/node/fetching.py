@@ -81,7 +81,7 @@ class Fetching:
         if under_way is None:
             task = asyncio.create_task(self._bring(wanted))
             under_way = self._under_way[wanted] = task, set()
-            task.add_done_callback(lambda _: self._under_way.pop(wanted, None))
+            task.add_done_callback(lambda done: self._over(wanted, done))
         task, asking = under_way
         me = object()
         asking.add(me)
@@ -92,6 +92,11 @@ class Fetching:
             if not asking and not task.done():
                 self._under_way.pop(wanted, None)
                 task.cancel()
+
+    def _over(self, wanted: Wanted, done: asyncio.Task[None]) -> None:
+        under_way = self._under_way.get(wanted)
+        if under_way is not None and under_way[0] is done:
+            del self._under_way[wanted]
 
     async def _bring(self, wanted: Wanted) -> None:
         dag_id, id, from_node, refresh = wanted

@@ -26,6 +26,7 @@ from shmstore.node.protocol import Header, ProtocolError
 _log = logging.getLogger("shmstore.node")
 
 _MOST_CLIENTS = 4096
+_BACKLOG = 1024
 _MOST_REQUESTS = 1024  # of one client at once
 _MOST_UNREAD = 4 << 20
 _SLOW_S = 10.0
@@ -53,8 +54,10 @@ class Gateway:
     ) -> None:
         self._space, self._handlers, self._streamers = space, handlers, streamers
         self._server: asyncio.AbstractServer | None = None
-        self._clients: set[asyncio.StreamWriter] = set()
-        #: How many clients there are, and when the last request came.
+        #: The clients, each with what runs for it; who asked last comes last.
+        self._clients: dict[asyncio.StreamWriter, set[asyncio.Task[None]]] = {}
+        self._ours: tuple[int, int] | None = None
+        #: When the last request came.
         self.asked_at = asyncio.get_running_loop().time()
 
     @property
@@ -71,10 +74,11 @@ class Gateway:
             # Through /proc, as the path of a socket has 107 bytes at most.
             listener.bind(f"/proc/self/fd/{directory}/{aside}")
             os.chmod(aside, 0o600, dir_fd=directory)
-            listener.listen(1024)
             listener.setblocking(False)
+            status = os.stat(aside, dir_fd=directory)
+            self._ours = status.st_dev, status.st_ino
             self._server = await asyncio.start_unix_server(
-                self._serve, sock=listener, limit=protocol.LARGEST_FRAME * 2
+                self._serve, sock=listener, limit=protocol.LARGEST_FRAME * 2, backlog=_BACKLOG
             )
             os.rename(aside, names.NODE_SOCKET, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
@@ -87,25 +91,36 @@ class Gateway:
             self._server.close()
             for writer in list(self._clients):
                 writer.transport.abort()
+            directory = self._space.directory.fd
             try:
-                os.unlink(names.NODE_SOCKET, dir_fd=self._space.directory.fd)
+                status = os.stat(names.NODE_SOCKET, dir_fd=directory)
+                # Another node's, if it serves since our lock file was replaced.
+                if (status.st_dev, status.st_ino) == self._ours:
+                    os.unlink(names.NODE_SOCKET, dir_fd=directory)
             except FileNotFoundError:
                 pass
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("socket")
         _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        if uid != os.geteuid() or len(self._clients) >= _MOST_CLIENTS:
+        if uid != os.geteuid():
             _log.warning("sent away a process of uid %d", uid)
             writer.transport.abort()
             return
+        if len(self._clients) >= _MOST_CLIENTS and not self._send_one_away():
+            _log.warning("sent away a process: %d others are waiting", len(self._clients))
+            writer.transport.abort()
+            return
         writer.transport.set_write_buffer_limits(high=_MOST_UNREAD)
-        self._clients.add(writer)
         running: set[asyncio.Task[None]] = set()
+        self._clients[writer] = running
         try:
             while True:
                 header = await protocol.read_frame(reader)
                 self.asked_at = asyncio.get_running_loop().time()
+                if self._clients.pop(writer, None) is None:
+                    return
+                self._clients[writer] = running
                 number = protocol.integer(header, "n")
                 if len(running) >= _MOST_REQUESTS:
                     raise ProtocolError("too many requests at once")
@@ -119,8 +134,17 @@ class Gateway:
         finally:
             for task in running:
                 task.cancel()
-            self._clients.discard(writer)
+            self._clients.pop(writer, None)
             writer.transport.abort()
+
+    def _send_one_away(self) -> bool:
+        """Makes room: hangs up on who has asked for nothing the longest. It may come again."""
+        for writer, running in self._clients.items():
+            if not running:
+                del self._clients[writer]
+                writer.transport.abort()
+                return True
+        return False
 
     async def _answer(self, number: int, header: Header, writer: asyncio.StreamWriter) -> None:
         try:
@@ -145,7 +169,13 @@ class Gateway:
 
     async def _send(self, writer: asyncio.StreamWriter, header: Header) -> None:
         try:
-            writer.write(protocol.frame(header))
+            frame = protocol.frame(header)
+        except ProtocolError as error:
+            why = f"the answer does not fit: {error}"
+            facts = {"why": why}
+            frame = protocol.frame({"n": header["n"], "error": "RuntimeError", "facts": facts})
+        try:
+            writer.write(frame)
             await asyncio.wait_for(writer.drain(), _SLOW_S)
         except TimeoutError:
             _log.warning("sent away a process that does not read")

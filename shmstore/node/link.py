@@ -101,6 +101,9 @@ class Link:
             except Failed as failed:
                 if loop.time() + pause > deadline:
                     raise TimeoutError(str(failed)) from failed
+                _log.info(
+                    "%s: no connection to %s: %s", self.name, self._settings.shown, str(failed)
+                )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         self.generation += 1

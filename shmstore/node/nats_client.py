@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import Iterable
 from typing import Any
@@ -236,7 +237,9 @@ def _reason(error: Exception) -> Exception:
     if any(word in text.lower() for word in _REFUSALS):
         return Refused(f"it refuses our credentials ({text})")
     if isinstance(error, OSError):
-        return Failed(error.strerror or text)
+        # asyncio's own words for a refused connection are "Connect call failed (…)".
+        number = error.errno or 0
+        return Failed(os.strerror(number).lower() if number > 0 else text)
     return Failed(text) if isinstance(error, nats_errors.Error) else Refused(text)
 
 

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from shmstore import errors
-from shmstore.names import encode_id
+from shmstore.names import check_name, encode_id
 
 if TYPE_CHECKING:
     import asyncio
@@ -86,6 +86,18 @@ def text(header: Header, field: str, longest: int = 1024) -> str:
     return value
 
 
+def node_of(header: Header, field: str) -> str:
+    """The name of a node.
+
+    Raises:
+        ProtocolError: It is missing or none.
+    """
+    try:
+        return check_name(header.get(field), field)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(str(error)) from None
+
+
 def integer(header: Header, field: str, least: int = 0, most: int = (1 << 63) - 1) -> int:
     """An integer within bounds.
 
@@ -122,7 +134,9 @@ def frame(header: Header) -> bytes:
     Raises:
         ProtocolError: It is too large.
     """
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    # An error may quote what was wrong in a request: json.loads reads it back in this way.
+    raw = text.encode(errors="surrogatepass")
     if len(raw) > LARGEST_FRAME:
         raise ProtocolError(f"a message of {len(raw):,} bytes is too large")
     return _SIZE.pack(len(raw)) + raw

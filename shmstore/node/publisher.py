@@ -78,7 +78,8 @@ class Publisher:
     async def barrier(self) -> None:
         """Returns once all that was put before this call is registered."""
         passed = asyncio.get_running_loop().create_future()
-        self._barriers.append(passed)
+        # Those whose callers have given up are not kept for as long as NATS is away.
+        self._barriers = [one for one in self._barriers if not one.done()] + [passed]
         doorbell.ring(self._space)
         await passed
 
@@ -129,9 +130,9 @@ class Publisher:
             return
         await self._flush()
         for barrier in barriers:
-            self._barriers.remove(barrier)
             if not barrier.done():
                 barrier.set_result(None)
+        self._barriers = [one for one in self._barriers if not one.done()]
         # What was compared has been read by now; what comes is new.
         self._known.clear()
         self._theirs.clear()

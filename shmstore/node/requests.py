@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from shmstore import names
 from shmstore.errors import FetchTimeout, RegistryUnavailable, StoreError
 from shmstore.node import protocol
 from shmstore.node.entries import Entry
@@ -60,13 +59,12 @@ class Requests:
             "lookup": self._lookup,
             "clear": self._clear,
             "clear-registry": self._clear_registry,
-            "nodes": self._nodes,
             "status": self._status,
         }
 
     def streamers(self) -> dict[str, Streamer]:
         """What answers those in parts."""
-        return {"get-all": self._get_all, "bring-many": self._bring_many}
+        return {"get-all": self._get_all, "bring-many": self._bring_many, "nodes": self._nodes}
 
     async def _in_time(
         self, header: Header, work: Awaitable[Any], dag_id: str, ids: tuple[str, ...], stage: str
@@ -79,9 +77,7 @@ class Requests:
 
     async def _bring(self, header: Header) -> Header:
         dag_id, id = protocol.id_of(header, "dag"), protocol.id_of(header, "id")
-        node = header.get("from")
-        if node is not None:
-            names.check_name(node, "from_node")
+        node = None if header.get("from") is None else protocol.node_of(header, "from")
         wanted = Wanted(dag_id, id, node, header.get("refresh") is True)
         work = self._fetching.bring(wanted)
         await self._in_time(header, work, dag_id, (id,), "it was not here in time")
@@ -132,14 +128,13 @@ class Requests:
         try:
             await asyncio.wait_for(self._publisher.barrier(), timeout_s)
         except TimeoutError:
-            raise RegistryUnavailable(
-                self._publisher.fault or f"not all was registered within {timeout_s:,.1f} s"
-            ) from None
+            late = f"not all that was put was registered within {timeout_s:,.1f} s"
+            raise RegistryUnavailable(self._publisher.fault or late) from None
         return {}
 
     async def _register(self, header: Header) -> Header:
         dag_id, id = protocol.id_of(header, "dag"), protocol.id_of(header, "id")
-        node = names.check_name(header.get("node"), "node")
+        node = protocol.node_of(header, "node")
         claim = await self._registry.claim_of(node)
         incarnation = "" if claim is None else claim.incarnation
         epoch = self._registry.epoch(dag_id)
@@ -175,19 +170,15 @@ class Requests:
         await self._registry.forget(dag_id)
         return {}
 
-    async def _nodes(self, header: Header) -> Header:
-        return {
-            "nodes": [
-                {
-                    "node": one.node,
-                    "host": one.host,
-                    "pid": one.pid,
-                    "started_at": one.started,
-                    "incarnation": one.incarnation,
-                }
-                for one in await self._registry.nodes()
-            ]
-        }
+    async def _nodes(self, header: Header) -> AsyncIterator[Header]:
+        for one in await self._registry.nodes():
+            yield {
+                "node": one.node,
+                "host": one.host,
+                "pid": one.pid,
+                "started_at": one.started,
+                "incarnation": one.incarnation,
+            }
 
     async def _status(self, header: Header) -> Header:
         return self._told_status()

@@ -45,12 +45,18 @@ _BEAT_S = 0.5
 _RENEW_S = 2.0
 _SWEEP_S = 60.0
 #: How long a node that was started for a store goes on without any.
-_LINGER_S = 60.0
+LINGER_S = 60.0
+# How long one that was started for a store waits for the end of another one, if that is ending.
+_GIVES_WAY_S = 1.0
+# What may be spent on giving up the name when NATS does not answer.
+_RELEASE_S = 2.0
+_CANCEL_AGAIN_S = 0.1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MOST_FILES = 1 << 20
 
 
 class CannotServe(Exception):
-    """The node cannot do its work, and trying again would not help; says why."""
+    """The node cannot do its work, or not any more; says why, a whole sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +67,13 @@ class Choices:
         settings: The NATS server and the credentials.
         node: Its name.
         started: It was started for a store: it does not stand by, and ends when nobody needs it.
+        linger_s: How long it goes on then, seconds.
     """
 
     settings: Settings
     node: str
     started: bool = False
+    linger_s: float = LINGER_S
 
 
 def incarnation(space: Namespace) -> str:
@@ -87,34 +95,55 @@ def serve(space: Namespace, choices: Choices, ready: Callable[[str], None]) -> N
         CannotServe: As its name says.
     """
     lock = filelock.FileLock(os.path.join(space.path, names.NODE_LOCK), mode=0o600)
-    if not _elected(lock, choices, ready):
-        return
+    # Until there is an event loop they wait, so that none ends us in the middle of a step.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        if _elected(lock, choices, ready):
+            _serve_elected(space, choices, ready, lock)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve_elected(
+    space: Namespace,
+    choices: Choices,
+    ready: Callable[[str], None],
+    lock: filelock.BaseFileLock,
+) -> None:
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = min(hard, _MOST_FILES) if hard != resource.RLIM_INFINITY else _MOST_FILES
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
         asyncio.run(_Node(space, choices, ready).run())
     finally:
-        space.control[NODE_BEAT] = 0
         lock.release()
 
 
 def _elected(lock: filelock.BaseFileLock, choices: Choices, ready: Callable[[str], None]) -> bool:
-    """Waits until no other node holds the lock; False if there is one and we do not wait."""
+    """Waits until no other node holds the lock.
+
+    Returns:
+        False if we were told to end, or another holds it and we are not to stand by.
+    """
     said = False
+    since = time.monotonic()
     while True:
         try:
             lock.acquire(timeout=0)
             return True
         except filelock.Timeout:
-            if choices.started:
+            if choices.started and time.monotonic() - since > _GIVES_WAY_S:
+                _log.info("not needed: another node serves this namespace")
                 return False
         except OSError as error:
             raise CannotServe(f"{lock.lock_file} cannot be locked: {error}") from error
-        if not said:
+        if not said and not choices.started:
             ready("standing by: another node serves this namespace")
             said = True
-        time.sleep(_STAND_BY_S)
+        told = signal.sigtimedwait(_SIGNALS, _STAND_BY_S)
+        if told is not None:
+            _log.info("ended by %s", signal.Signals(told.si_signo).name)
+            return False
 
 
 class _Node:
@@ -124,33 +153,60 @@ class _Node:
         self._space, self._choices, self._ready = space, choices, ready
         self._name = choices.node
         self._dags = OpenDags(space)
+        self._path = os.path.join(space.path, names.NODE_LOCK)
+        self._lock_file = _file(self._path)
         self._over = asyncio.Event()
-        self._why_over = ""
+        self._why_over, self._failed = "", False
         self._tasks: list[asyncio.Task[None]] = []
-        self._obeying: set[asyncio.Task[bool]] = set()
+        self._obeying: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serves until it is told to end.
 
         Raises:
-            CannotServe: The name is another's.
+            CannotServe: The name is another's, or a part of the node failed.
             RegistryUnavailable: NATS could not be reached for the first time, or refuses us.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             loop.add_signal_handler(number, self._end, f"ended by {number.name}")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._beat()
-        async with AsyncExitStack() as ending:
-            ending.push_async_callback(_cancel, self._tasks)
-            self._spawn(self._keep_beating())
-            connection = await Connection.open(self._choices.settings, self._space.name, self._name)
-            ending.push_async_callback(connection.close)
-            await self._assemble(connection, ending)
-            self._ready(
-                f"serving namespace {self._space.name!r} of {self._space.root} as {self._name!r}"
-            )
-            await self._over.wait()
-            _log.info("%s", self._why_over)
+        try:
+            async with AsyncExitStack() as ending:
+                ending.push_async_callback(_cancel, self._tasks)
+                self._spawn(self._keep_beating())
+                await self._until_over(self._begin(ending))
+                await self._over.wait()
+                if not self._failed:
+                    _log.info("%s", self._why_over)
+        finally:
+            if _file(self._path) == self._lock_file:
+                self._space.control[NODE_BEAT] = 0
+        if self._failed:
+            raise CannotServe(self._why_over)
+
+    async def _until_over(self, beginning: Coroutine[Any, Any, None]) -> None:
+        """Waits for the start, which a signal cuts short, whatever it is waiting for."""
+        work = asyncio.create_task(beginning)
+        over = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait((work, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.wait((work,))
+        elif not self._over.is_set() or work.exception() is None:
+            work.result()
+
+    async def _begin(self, ending: AsyncExitStack) -> None:
+        connection = await Connection.open(self._choices.settings, self._space.name, self._name)
+        ending.push_async_callback(connection.close)
+        await self._assemble(connection, ending)
+        self._ready(
+            f"serving namespace {self._space.name!r} of {self._space.root} as {self._name!r}"
+        )
 
     async def _assemble(self, connection: Connection, ending: AsyncExitStack) -> None:
         """Puts the parts together, from the registry up to the socket; ended in reverse."""
@@ -191,8 +247,9 @@ class _Node:
 
     # --- What goes on all the time ------------------------------------------------------
 
-    def _end(self, why: str) -> None:
-        self._why_over = self._why_over or why
+    def _end(self, why: str, failed: bool = False) -> None:
+        if not self._over.is_set():
+            self._why_over, self._failed = why, failed
         self._over.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -205,22 +262,17 @@ class _Node:
             raise
         except Exception:
             _log.exception("a part of the node failed")
-            self._end("ended, as a part of it failed")
+            self._end("A part of the node failed; its log tells more.", failed=True)
 
     def _beat(self) -> None:
         self._space.control[NODE_BEAT] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     async def _keep_beating(self) -> None:
-        path = os.path.join(self._space.path, names.NODE_LOCK)
-        ours = os.stat(path)
         while True:
             await asyncio.sleep(_BEAT_S)
-            try:
-                there = os.stat(path)
-            except OSError:
-                there = None
-            if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
-                self._end("ended, as its lock file is gone: another node may serve")
+            if _file(self._path) != self._lock_file:
+                gone = f"The lock file {self._path} was removed or replaced: another may serve."
+                self._end(gone, failed=True)
                 return
             self._beat()
 
@@ -230,7 +282,7 @@ class _Node:
             try:
                 await self._registry.renew()
             except NameTaken as taken:
-                self._end(f"ended: {taken}")
+                self._end(str(taken), failed=True)
                 return
             except StoreError as error:
                 _log.debug("the claim was not renewed: %s", str(error))
@@ -257,29 +309,53 @@ class _Node:
     async def _until_unused(self) -> None:
         loop = asyncio.get_running_loop()
         since = loop.time()
-        while loop.time() - max(since, self._gateway.asked_at) < _LINGER_S:
-            await asyncio.sleep(1.0)
+        while loop.time() - max(since, self._gateway.asked_at) < self._choices.linger_s:
+            await asyncio.sleep(min(1.0, self._choices.linger_s / 4))
             if self._gateway.clients or _wanted(self._space):
                 since = loop.time()
         self._end("ended, as no process needs it any more")
 
+    async def _obey(self, dag_id: str, epoch: int) -> None:
+        try:
+            await self._publisher.obey(dag_id, epoch)
+        except StoreError as error:
+            _log.warning(
+                "DAG %r was cleared everywhere, and cannot be here: %s", dag_id, str(error)
+            )
+
     def _raised(self, dag_id: str, epoch: int) -> None:
         """A DAG's epoch was raised by another node: what is here from before goes."""
-        task = asyncio.create_task(self._publisher.obey(dag_id, epoch))
+        task = asyncio.create_task(self._obey(dag_id, epoch))
         self._obeying.add(task)
         task.add_done_callback(self._obeying.discard)
 
 
+def _file(path: str) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Ends tasks, which have noted their exceptions.
+
+    More than once: wait_for of Python 3.11 loses a cancellation that comes together with the
+    end of what it waits for, and nats-py one that comes while it flushes.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
 
 
 async def _quietly(call: Callable[[], Awaitable[None]]) -> None:
     try:
-        await call()
-    except RemoteError as error:
+        await asyncio.wait_for(call(), _RELEASE_S)
+    except (RemoteError, TimeoutError) as error:
         _log.debug("%s", str(error))
 
 

@@ -11,7 +11,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from shmstore import names
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
 
 #: The environment variable with the URL of the NATS server.
 URL = "SHMSTORE_NATS"
-_READY_S = 10.0
-_LOOK_S = 0.02
+_READY_S = 15.0
+# What a node would take for its own: it is not the service that the process which starts it is.
+_NOT_ITS_OWN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 # Runs in a bare interpreter: what it starts belongs to nobody, and has no descriptor of ours.
 _LAUNCH = "import os, sys; os.fork() or os.execv(sys.argv[1], sys.argv[1:])"
@@ -42,6 +42,7 @@ class Node:
     """
 
     def __init__(self, store: Store, *, nats: str | None = None, node: str | None = None) -> None:
+        self._store = store
         self._space: Namespace = store._dags.space
         self._nats = url(nats)
         self._node = names.default_node() if node is None else names.check_name(node, "node")
@@ -52,15 +53,23 @@ class Node:
     def spawn(cls, store: Store, *, nats: str | None = None, node: str | None = None) -> None:
         """Starts a node as a process of its own, if none runs, and returns once it serves.
 
-        It ends a minute after the last store that was opened with ``nats`` is gone.
+        It ends a minute after the last store is gone for which it was started, or which was
+        opened with ``nats``.
 
         Raises:
             NodeNotRunning: It has ended again, and says why.
+            NodeUnreachable: One runs, and is stopped.
         """
         made = cls(store, nats=nats, node=node)
-        if not client.is_running(made._space):
-            start(made._space, made._nats or "", made._node)
-        made._wait()
+        space, at = made._space, made._nats or ""
+        store._node.keep_alive(attend(space))
+        asking = client.NodeClient(space, lambda: start(space, at, made._node))
+        try:
+            asking.call("status", _READY_S)
+        except client.Overdue:
+            raise NodeNotRunning(space.root, space.name, client.last_words(space)) from None
+        finally:
+            asking.close()
 
     def run(self) -> None:
         """Runs the node in this process, in the foreground, until SIGTERM or Ctrl-C.
@@ -76,44 +85,49 @@ class Node:
         settings = Settings.parse(self._nats or "")
         serve(self._space, Choices(settings, self._node), lambda _: None)
 
-    def _wait(self) -> None:
-        asking = client.NodeClient(self._space, None)
-        deadline = time.monotonic() + _READY_S
-        while True:
-            try:
-                asking.call("status", 1.0)
-                asking.close()
-                return
-            except (NodeNotRunning, client.Overdue):
-                if time.monotonic() > deadline:
-                    said = client.last_words(self._space)
-                    raise NodeNotRunning(self._space.root, self._space.name, said) from None
-                time.sleep(_LOOK_S)
 
-
-def start(space: Namespace, url: str, node: str) -> None:
+def start(space: Namespace, url: str, node: str) -> bool:
     """Starts a node as a process of its own, without waiting for it.
 
-    Of several that are started at once, one stays.
+    Returns:
+        False if one that was started before is still alive, or just being started.
+
+    Raises:
+        NodeNotRunning: It cannot be started.
+
+    The node inherits its log, and with it the lock on that: of many who would start one at
+    once, one does. If the process dies here, the lock goes with it, or with the node.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND
-    log = os.open(names.NODE_LOG, flags, 0o600, dir_fd=space.directory.fd)
+    try:
+        log = client.log_of_started(space)
+    except OSError as error:
+        raise NodeNotRunning(space.root, space.name, str(error)) from error
+    try:
+        if not client.locked(log):
+            return False
+        os.ftruncate(log.fd, 0)
+        _launch(space, url, node, log.fd)
+        return True
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NodeNotRunning(space.root, space.name, f"cannot be started: {error}") from error
+    finally:
+        log.close()
+
+
+def _launch(space: Namespace, url: str, node: str, log: int) -> None:
     command = [sys.executable, "-m", "shmstore", "node", "--root", space.root]
     command += ["--namespace", space.name, "--name", node, "--started"]
-    try:
-        os.ftruncate(log, 0)
-        subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _LAUNCH, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # The server's URL may hold a password, which a command line shows to everybody.
-            env={**os.environ, URL: url},
-            start_new_session=True,
-            check=True,
-        )
-    finally:
-        os.close(log)
+    env = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN}
+    subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LAUNCH, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # The server's URL may hold a password, which a command line shows to everybody.
+        env={**env, URL: url},
+        start_new_session=True,
+        check=True,
+    )
 
 
 def url(given: str | None) -> str | None:
@@ -138,11 +152,11 @@ def asking(space: Namespace, nats: str | None, node: str) -> client.NodeClient:
         return client.NodeClient(space, None)
     held = attend(space)
 
-    def begin() -> None:
-        start(space, nats, node)
+    def begin() -> bool:
+        return start(space, nats, node)
 
     made = client.NodeClient(space, begin, held)
-    if not client.is_running(space):
+    if not client.answers(space):
         begin()
     return made
 
