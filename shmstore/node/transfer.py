@@ -354,7 +354,8 @@ class _Pieces:
             header, body, loan = await fetch.ask_once("chunk", wanted, large=True)
         except NoAnswer:
             fetch.flow.lost()
-            self._most = max(self._most // 4, min(self._most, _LEAST_PIECE))
+            # Once for all that were lost together.
+            self._most = min(self._most, max(size // 4, _LEAST_PIECE))
             return None
         status = protocol.text(header, "status", 32)
         if status == "gone":
