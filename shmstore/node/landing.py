@@ -92,10 +92,9 @@ class Landing:
         self._origin = origin
         self.head = head
         self._generation = -1
-        self._meta = bytearray()
+        self._meta = bytearray(head.meta_bytes)  # takes memory as it is written
         self._inline: bytearray | None = None
         self._written: Written | None = None
-        self._early: dict[int, bytes] = {}  # of the meta
         self._spans: list[tuple[int, int]] = []  # what has come, sorted, none touching
         self._checksum = xxh3_128()
         self._summed = 0
@@ -140,7 +139,7 @@ class Landing:
             raise Damaged(f"{len(view):,} bytes at {at:,} are not within {self.head.total:,}")
         border = self.head.meta_bytes
         if at < border:
-            self._early[at] = bytes(view[: border - at])
+            self._meta[at : min(end, border)] = view[: border - at]
         if end > border:
             skipped = max(border - at, 0)
             self._write_payload(at + skipped - border, view[skipped:])
@@ -148,7 +147,6 @@ class Landing:
             self._checksum.update(view)
             self._summed = end
         self._spans = _with_span(self._spans, at, end)
-        self._join_meta()
 
     def _write_payload(self, at: int, piece: memoryview) -> None:
         if self._inline is not None:
@@ -165,19 +163,14 @@ class Landing:
         """
         with_relief(self._dags.space, lambda: self.write(at, data))
 
-    def _join_meta(self) -> None:
-        while self._early:
-            piece = self._early.pop(len(self._meta), None)
-            if piece is None:
-                # Pieces that came twice, cut otherwise the second time.
-                if not any(at < len(self._meta) for at in self._early):
-                    return
-                at = next(at for at in self._early if at < len(self._meta))
-                piece = self._early.pop(at)[len(self._meta) - at :]
-            self._meta += piece
-
     def checksum(self) -> str:
-        """The xxh3_128 of all bytes, in hexadecimal. Reads back what came out of order."""
+        """The xxh3_128 of all bytes, in hexadecimal. Reads back what came out of order.
+
+        Raises:
+            Damaged: Not all of them are here.
+        """
+        if not self.whole:
+            raise Damaged("it is not whole")
         border = self.head.meta_bytes
         while self._summed < self.head.total:
             at = self._summed
@@ -188,6 +181,8 @@ class Landing:
             else:
                 assert self._written is not None
                 piece = self._written.read_at(at - border, _READ_BACK)
+                if not piece:
+                    raise Damaged("its memory was cut short")
             self._checksum.update(piece)
             self._summed += len(piece)
         return self._checksum.hexdigest()

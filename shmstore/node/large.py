@@ -77,7 +77,13 @@ class LargeAnswers:
         self._waiting: dict[bytes, asyncio.Future[Loan | None]] = {}
 
     def sift(self, client: Client) -> None:
-        """Begins to take answers out of what a client receives, which must just be idle."""
+        """Begins to take answers out of what a new client receives, which must just be idle.
+
+        What the one before it was asked for will not be answered.
+        """
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(TimeoutError())
         writer = getattr(client._transport, "_io_writer", None)
         if writer is None:
             return  # a web socket: all goes the usual way

@@ -14,6 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -222,12 +223,14 @@ class _Fetch:
         """Asks the owner, again and again while there is hope. Raises as ``ask_once``."""
         while True:
             try:
-                loan = await self.ask_once(call, header)
+                answer, body, _ = await self.ask_once(call, header)
             except NoAnswer:
                 continue
-            return protocol.unpack(loan.data)
+            return answer, body
 
-    async def ask_once(self, call: str, header: Header, *, large: bool = False) -> Loan:
+    async def ask_once(
+        self, call: str, header: Header, *, large: bool = False
+    ) -> tuple[Header, memoryview, Loan]:
         """Asks the owner, and again if it is busy or not there yet.
 
         Args:
@@ -236,7 +239,7 @@ class _Fetch:
             large: Whether the answer is; it then comes by the bulk connection.
 
         Returns:
-            The answer, to be given back.
+            The answer's header and body, and the body's memory, to be given back.
 
         Raises:
             NoAnswer: None came in time; ask again.
@@ -271,8 +274,9 @@ class _Fetch:
                 raise self.unreachable(f"the question is too large: {error}") from error
             else:
                 self._heard = monotonic()
-                if protocol.unpack(loan.data)[0].get("status") != "busy":
-                    return loan
+                answer, body = protocol.unpack(loan.data)
+                if answer.get("status") != "busy":
+                    return answer, body, loan
             await asyncio.sleep(_AGAIN_S)
 
 
@@ -347,12 +351,12 @@ class _Pieces:
         wanted = {**fetch.value, "version": self._version, "at": at, "size": size}
         sent = monotonic()
         try:
-            loan = await fetch.ask_once("chunk", wanted, large=True)
+            header, body, loan = await fetch.ask_once("chunk", wanted, large=True)
         except NoAnswer:
             fetch.flow.lost()
-            self._most = max(self._most // 4, min(self._most, _LEAST_PIECE))
+            # Once for all that were lost together.
+            self._most = min(self._most, max(size // 4, _LEAST_PIECE))
             return None
-        header, body = protocol.unpack(loan.data)
         status = protocol.text(header, "status", 32)
         if status == "gone":
             raise _Gone
@@ -394,14 +398,15 @@ async def _in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
     What it works on may be let go of afterwards; a thread that goes on with a closed
     descriptor would write into another's file.
     """
-    task = asyncio.create_task(asyncio.to_thread(call, *args, **kwargs))
+    # Not ``asyncio.to_thread``, which needs a task to be waited for: twice the price.
+    done = asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(done)
     finally:
-        await _ended({task})
+        await _ended({done})
 
 
-async def _ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+async def _ended(tasks: Collection[asyncio.Future[Any]]) -> None:
     """Waits for the end of tasks, also if it is cancelled once more, and drops their errors."""
     while not all(task.done() for task in tasks):
         try:

@@ -47,9 +47,15 @@ class Host:
 
 
 @asynccontextmanager
-async def host(url: str, root: str, name: str, capacity: int | None = None) -> AsyncIterator[Host]:
+async def host(
+    url: str,
+    root: str,
+    name: str,
+    capacity: int | None = None,
+    env: dict[str, str] | None = None,
+) -> AsyncIterator[Host]:
     """A host whose root is a directory within ``root``."""
-    async with connected(url, name, _NAMESPACE) as connection:
+    async with connected(url, name, _NAMESPACE, env) as connection:
         one = Host(name, str(Path(root) / name), connection, capacity)
         with one.store:
             await one.owner.start()

@@ -18,7 +18,8 @@ from shmstore.demo.server import NatsServer
 from shmstore.node.landing import Original
 from shmstore.record import UNTRUSTED
 from tests import reading_files
-from tests.cluster.hosts import Host, hosts
+from tests.cluster.credentials import Certificates
+from tests.cluster.hosts import Host, host, hosts
 
 _MIB = 1 << 20
 _LARGE = np.random.default_rng(7).random(5 * _MIB // 8 + 3)
@@ -138,3 +139,22 @@ def test_hostile_ids_come_across(server: NatsServer, root: str) -> None:
                 assert bytes(b.store.get_buffer(id, id)) == bytes(a.store.get_buffer(id, id))
 
     asyncio.run(run())
+
+
+def test_large_values_come_by_tls_straight_into_their_buffers(root: str, tmp_path: Path) -> None:
+    """Also encrypted, large pieces are received into memory that is lent, and used again."""
+    certificates = Certificates.make(tmp_path / "certificates")
+    env = {"SHMSTORE_NATS_CA": certificates.path("authority")}
+
+    async def run(url: str) -> None:
+        async with (
+            host(url, root, "a", env=env) as a,
+            host(url, root, "b", env=env) as b,
+        ):
+            a.store.put("dag", "id", _LARGE)
+            await b.fetch("a", "id")
+            _same(a, b, "id")
+            assert 1 <= len(b.connection._large._kept) < 5
+
+    with NatsServer(tmp_path / "nats", config=certificates.config()) as server:
+        asyncio.run(run(f"tls://{server.address}"))
