@@ -18,9 +18,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from shmstore.cli import demo_hosts
+from shmstore.cli.sizes import shown
 from shmstore.demo.crew import START_METHODS
 from shmstore.demo.facts import DemoError, InputError, Report, Step, Way
 from shmstore.demo.run import MERGED, Choices, Tick, run
+from shmstore.demo.run_hosts import run_hosts
 from shmstore.demo.source import FLIGHTS_BY, FORMATS
 from shmstore.demo.stop import Stopped
 from shmstore.errors import StoreError, UnusableRoot
@@ -28,6 +31,7 @@ from shmstore.place import SlowRootWarning
 
 _MOST_ROWS = 12  # of a step with more parts, the rest is summed up in one row
 _STAGE_WIDTH = 20
+_MOST_HOSTS = 8
 
 
 @click.command()
@@ -35,7 +39,16 @@ _STAGE_WIDTH = 20
 @click.option("--by", metavar="COLUMN", help=f"Split by this column.  [flights: {FLIGHTS_BY}]")
 @click.option("--rows", type=click.IntRange(1), help="Use the first so many rows only.")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), help="Worker processes.  [default: 1 a CPU, at most 4]"
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Worker processes of each host.  [default: 1 a CPU, at most 4]",
+)
+@click.option(
+    "--hosts",
+    type=click.IntRange(1, _MOST_HOSTS),
+    default=1,
+    show_default=True,
+    help="Spread the work over so many hosts, each with a root and a node of its own.",
 )
 @click.option(
     "--start-method",
@@ -56,6 +69,7 @@ def demo(
     by: str | None,
     rows: int | None,
     workers: int | None,
+    hosts: int,
     start_method: str,
     root: str | None,
     keep: bool,
@@ -68,13 +82,16 @@ def demo(
     merged, and checked against the same worked out by one process. Then the same
     is done by sending the parts through the pool's pipes, for comparison.
 
+    With --hosts 2 and more, all on this machine: a nats-server and a node for each host are
+    started, parts and statistics go from host to host, and what crossed is shown.
+
     Afterwards nothing is left, unless you ask for it; Ctrl-C leaves nothing either.
     """
-    choices = Choices(path, by, rows, workers, start_method, root, keep)
+    choices = Choices(path, by, rows, workers, start_method, root, keep, hosts)
     console = Console(highlight=False, soft_wrap=False)
     try:
         with _warnings_as_notes(), _progress(console, shown=not as_json) as tick:
-            report = run(choices, tick)
+            report = run(choices, tick) if hosts == 1 else run_hosts(choices, tick)
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         click.echo(f"Stopped by {name}; nothing was left behind.", err=True)
@@ -133,16 +150,18 @@ def _warnings_as_notes() -> Iterator[None]:
 def _print(console: Console, report: Report) -> None:
     console.print(f"[bold]{escape(report.source)}[/]")
     console.print(
-        f"{report.rows:,} rows, {report.columns} columns, {_size(report.nbytes)}, "
+        f"{report.rows:,} rows, {report.columns} columns, {shown(report.nbytes)}, "
         f"split by {escape(report.by)}\n"
     )
     console.print(_steps(report))
     console.print("  inline: values of up to 16 KiB lie in the log and are copied out.\n")
     console.print(_workers(report))
+    if report.network:
+        demo_hosts.show(console, report.network)
     for line in _verdict(report):
         console.print(line)
     if report.kept:
-        click.echo(_how_to_look(report))
+        click.echo(_how_to_look(report) if not report.network else demo_hosts.how_to_look(report))
 
 
 def _steps(report: Report) -> Table:
@@ -161,21 +180,21 @@ def _steps(report: Report) -> Table:
                 name,
                 "",
                 f"{len(rest)} more",
-                _size(sum(step.nbytes for step in rest)),
+                shown(sum(step.nbytes for step in rest)),
                 f"{sum(step.seconds for step in rest):.3f}",
-                _size(sum(step.copied_bytes for step in rest)),
+                shown(sum(step.copied_bytes for step in rest)),
             )
     return table
 
 
 def _cells(step: Step) -> tuple[str, ...]:
-    copied = f"{_size(step.copied_bytes)} {step.note}".strip()
-    process = f"{step.process} {step.pid}"
+    copied = f"{shown(step.copied_bytes)} {step.note}".strip()
+    process = f"{step.host or step.process} {step.pid}"
     return (
         step.step,
         process,
         escape(step.id),
-        _size(step.nbytes),
+        shown(step.nbytes),
         f"{step.seconds:.3f}",
         copied,
     )
@@ -190,15 +209,18 @@ def _workers(report: Report) -> Table:
     if report.pickled:
         ways.append(("by pickling", report.pickled))
     for name, way in ways:
-        for number, worker in enumerate(way.workers):
+        before = ""
+        for worker in way.workers:
+            of = worker.host or name
             table.add_row(
-                "" if number else name,
+                "" if of == before else of,
                 str(worker.pid),
                 str(worker.parts),
-                _size(worker.read_bytes),
-                f"+{_size(worker.own_bytes)}",
-                f"+{_size(worker.mapped_bytes)}",
+                shown(worker.read_bytes),
+                f"+{shown(worker.own_bytes)}",
+                f"+{shown(worker.mapped_bytes)}",
             )
+            before = of
     return table
 
 
@@ -236,14 +258,6 @@ Remove it: rm -r {shlex.quote(os.path.join(report.root, report.namespace))}"""
 def _sentence(way: Way, verb: str) -> str:
     count = len(way.workers)
     return (
-        f"{count} worker{'s' if count > 1 else ''} {verb} {_size(way.read_bytes)} and grew by "
-        f"[bold]{_size(way.own_bytes)}[/], {way.seconds:.2f} s."
+        f"{count} worker{'s' if count > 1 else ''} {verb} {shown(way.read_bytes)} and grew by "
+        f"[bold]{shown(way.own_bytes)}[/], {way.seconds:.2f} s."
     )
-
-
-def _size(nbytes: int) -> str:
-    if nbytes < 1000:
-        return f"{nbytes} B"
-    if nbytes < 1_000_000:
-        return f"{nbytes / 1000:.1f} KB"
-    return f"{nbytes / 1_000_000:,.1f} MB"

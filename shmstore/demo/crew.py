@@ -6,19 +6,19 @@ the lost result; and to end it may wait forever for a lock that the dead one hel
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import multiprocess
-import multiprocess.connection
 
 from shmstore.demo import work
 from shmstore.demo.facts import DemoError
 from shmstore.demo.stop import Stop, blocked
+from shmstore.demo.tether import how_it_ended
 
 START_METHODS = ("fork", "spawn", "forkserver")
 # Longer than any orderly end takes; what is not over by then waits for a dead process.
@@ -53,6 +53,7 @@ class Crew:
             Stopped: A signal came.
         """
         self._stop = stop
+        self._asked = 0
         self._arrivals: deque[Any] = deque()
         context = multiprocess.get_context(start_method)
         others = set(multiprocess.active_children())
@@ -62,10 +63,12 @@ class Crew:
                 count, initializer=work.begin, initargs=(self._announce, root, namespace)
             )
         self._workers = [p for p in multiprocess.active_children() if p not in others]
+        for worker in self._workers:
+            stop.watch(worker.sentinel, partial(_died, worker))
         self.pids: list[int] = []
         try:
             while len(self.pids) < count:
-                self._wait()
+                stop.wait(self._ready)
                 while self._ready.poll():
                     said = self._ready.recv()
                     if isinstance(said, str):
@@ -99,41 +102,41 @@ class Crew:
             Stopped: A signal came.
             Exception: What a call raised.
         """
-        asked = 0
+        self.ask(function, calls)
+        return self.results(done)
+
+    def ask(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> None:
+        """Has the workers make calls; ``results`` waits for them."""
         for arguments in calls:
             self._stop.check()
             self._pool.apply_async(
                 function, arguments, callback=self._arrived, error_callback=self._arrived
             )
-            asked += 1
+            self._asked += 1
+
+    def results(self, done: Callable[[int], None]) -> list[Any]:
+        """The results of what was asked for, once all are there. Raises as ``run`` does."""
         results: list[Any] = []
-        while len(results) < asked:
+        while len(results) < self._asked:
             while self._arrivals:
                 arrived = self._arrivals.popleft()
                 if isinstance(arrived, BaseException):
                     raise arrived
                 results.append(arrived)
                 done(len(results))
-            if len(results) < asked:
-                self._wait()
+            if len(results) < self._asked:
+                self._stop.wait()
+        self._asked = 0
         return results
 
     def _arrived(self, result: Any) -> None:
         self._arrivals.append(result)
         self._stop.ring()
 
-    def _wait(self) -> None:
-        """Waits for a result, a worker that is ready, a worker's death, or a signal."""
-        sentinels = {worker.sentinel: worker for worker in self._workers}
-        happened = multiprocess.connection.wait([self._stop.bell, self._ready, *sentinels])
-        self._stop.silence()
-        self._stop.check()
-        for sentinel in happened:
-            if sentinel in sentinels:
-                raise WorkerDied(_obituary(sentinels[sentinel]))
-
     def end(self) -> None:
         """Ends all workers, whatever state they are in. Again does nothing."""
+        for worker in self._workers:
+            self._stop.unwatch(worker.sentinel)
         orderly = threading.Thread(target=self._pool.terminate, daemon=True)
         orderly.start()
         orderly.join(_PATIENCE_S)
@@ -147,14 +150,9 @@ class Crew:
         self._announce.close()
 
 
-def _obituary(worker: Any) -> str:
+def _died(worker: Any) -> WorkerDied:
     # The pool's own thread may be reaping it at this moment.
     deadline = time.monotonic() + 1.0
     while worker.exitcode is None and time.monotonic() < deadline:
         worker.join(0.01)
-    code = worker.exitcode
-    if code is not None and code < 0:
-        how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    else:
-        how = "ended" if code is None else f"ended with exit code {code}"
-    return f"Worker process {worker.pid} {how} before its work was done."
+    return WorkerDied(how_it_ended(f"Worker process {worker.pid}", worker.exitcode))

@@ -52,6 +52,7 @@ class Step:
         seconds: Time to work it out and store it.
         copied_bytes: How much of it a get copies.
         note: Why it copies, empty if it does not.
+        host: The host of the process; empty if there is only one.
     """
 
     step: str
@@ -62,17 +63,19 @@ class Step:
     seconds: float
     copied_bytes: int
     note: str
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker process at the end of its work; sizes as in ``Task``."""
+    """One worker process at the end of its work; sizes as in ``Task``, host as in ``Step``."""
 
     pid: int
     parts: int
     read_bytes: int
     own_bytes: int
     mapped_bytes: int
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,46 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
+class Crossing:
+    """A value that came from one host to another.
+
+    Attributes:
+        id: The value.
+        source: The host that it came from.
+        target: The host that it came to.
+        nbytes: Its size.
+        seconds: From asking for it to having it.
+    """
+
+    id: str
+    source: str
+    target: str
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What there was of a network.
+
+    Attributes:
+        roots: Each host's name, and the root of its store.
+        crossings: The values that crossed, in the order of the DAG.
+        server_bytes: All that the NATS server took in meanwhile, the requests and what the
+            registry was told as well.
+    """
+
+    roots: dict[str, str]
+    crossings: tuple[Crossing, ...]
+    server_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """What all values that crossed have together."""
+        return sum(crossing.nbytes for crossing in self.crossings)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A whole run.
 
@@ -120,6 +163,8 @@ class Report:
         root: Where the store is.
         namespace: Its namespace.
         kept: True if it was left there.
+        network: What there was between hosts, or None if there is only one; then ``root`` is
+            that of the host which loads and merges.
     """
 
     source: str
@@ -139,6 +184,7 @@ class Report:
     root: str
     namespace: str
     kept: bool
+    network: Network | None = None
 
     @property
     def ok(self) -> bool:

@@ -11,6 +11,8 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from shmstore import names
@@ -19,7 +21,78 @@ from shmstore.store import Store
 
 KEPT = "demo-"
 PASSING = "demo-run-"
+_NATS = "SHMSTORE_NATS"
 _PASSING = re.compile(re.escape(PASSING) + "[0-9a-f]{8}")
+
+
+class Ground:
+    """A directory of a root, for one run: held for the run's life, then removed or kept.
+
+    Attributes:
+        root: The store's root.
+        name: The directory's name there.
+        path: Where it is.
+    """
+
+    def __init__(self, root: str | None, keep: bool) -> None:
+        """Makes it, and the root if need be.
+
+        Args:
+            root: The store's root, or None for the default.
+            keep: Whether it is to stay when the run succeeds.
+
+        Raises:
+            StoreError: The root is not fit for a store.
+        """
+        self.root = os.path.abspath(root or names.default_root())
+        self.keep = keep
+        self.path = ""
+        self._made_root = not os.path.isdir(self.root)
+        try:
+            self._lock = self._claim()
+        except BaseException:
+            self._remove()
+            raise
+        self.name = os.path.basename(self.path)
+
+    def _claim(self) -> int:
+        while True:
+            name = (KEPT if self.keep else PASSING) + secrets.token_hex(4)
+            path = os.path.join(self.root, name)
+            try:
+                os.makedirs(self.root, 0o700, exist_ok=True)
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                if os.path.isdir(path):
+                    continue
+                Store(self.root, name)  # says what is wrong with the root
+                raise
+            except OSError:
+                Store(self.root, name)
+                raise
+            self.path = path
+            lock = _locked(path)
+            if lock is not None:
+                return lock
+
+    def leave(self, keep: bool) -> None:
+        """Ends the run's hold on it.
+
+        Args:
+            keep: Whether it stays.
+        """
+        if not keep:
+            self._remove()
+        os.close(self._lock)
+
+    def _remove(self) -> None:
+        if self.path:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._made_root:
+            try:
+                os.rmdir(self.root)
+            except OSError:
+                pass  # others have begun to use it
 
 
 class Place:
@@ -39,37 +112,13 @@ class Place:
         Raises:
             StoreError: The root is not fit for a store.
         """
-        self._root = os.path.abspath(root or names.default_root())
-        self._keep = keep
-        self._made_root = not os.path.isdir(self._root)
-        self._path = ""
+        self._ground = Ground(root, keep)
         try:
-            self._lock = self._claim()
-            self.store = Store(self._root, os.path.basename(self._path))
-            remove_leftovers(self._root)
+            self.store = Store(self._ground.root, self._ground.name)
+            remove_leftovers(self._ground.root)
         except BaseException:
-            self._remove()
+            self._ground.leave(keep=False)
             raise
-
-    def _claim(self) -> int:
-        while True:
-            name = (KEPT if self._keep else PASSING) + secrets.token_hex(4)
-            path = os.path.join(self._root, name)
-            try:
-                os.makedirs(self._root, 0o700, exist_ok=True)
-                os.mkdir(path, 0o700)
-            except FileExistsError:
-                if os.path.isdir(path):
-                    continue
-                Store(self._root, name)  # says what is wrong with the root
-                raise
-            except OSError:
-                Store(self._root, name)
-                raise
-            self._path = path
-            lock = _locked(path)
-            if lock is not None:
-                return lock
 
     def __enter__(self) -> Place:
         return self
@@ -80,27 +129,28 @@ class Place:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._keep and kind is None:
-            self.store.close()
-            os.close(self._lock)
-            return
-        try:
-            for dag in self.store.dags():
-                self.store.clear(dag.dag_id)
-        except StoreError:
-            pass  # the directory goes all the same
-        self.store.close()
-        self._remove()
-        os.close(self._lock)
-
-    def _remove(self) -> None:
-        if self._path:
-            shutil.rmtree(self._path, ignore_errors=True)
-        if self._made_root:
+        keep = self._ground.keep and kind is None
+        if not keep:
             try:
-                os.rmdir(self._root)
-            except OSError:
-                pass  # others have begun to use it
+                for dag in self.store.dags():
+                    self.store.clear(dag.dag_id)
+            except StoreError:
+                pass  # the directory goes all the same
+        self.store.close()
+        self._ground.leave(keep)
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Hides from stores and nodes that the person has a NATS server: a run is none of its business.
+
+    Otherwise a store would start a node for its namespace there.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_NATS)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def remove_leftovers(root: str) -> list[str]:

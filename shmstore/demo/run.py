@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shmstore.demo import memory, source, summary, work
 from shmstore.demo.crew import Crew
 from shmstore.demo.facts import InputError, Report, Step, Task, Way, Worker
-from shmstore.demo.place import Place
+from shmstore.demo.place import Place, without_network
 from shmstore.demo.stop import Stop
 from shmstore.entry import INLINE, Entry
 from shmstore.store import Store
@@ -39,6 +39,8 @@ class Choices:
         start_method: How they are started.
         root: Root of the store, or None for the default.
         keep: Leave the DAG in the store.
+        hosts: On how many hosts; with more than one each has its own root within ``root``, and
+            so many workers.
     """
 
     input: str | None = None
@@ -48,6 +50,13 @@ class Choices:
     start_method: str = "fork"
     root: str | None = None
     keep: bool = False
+    hosts: int = 1
+
+    @property
+    def crew_size(self) -> int:
+        """How many worker processes a host has."""
+        processors = os.cpu_count() or 1
+        return self.workers or max(1, min(_MOST_WORKERS, processors // self.hosts))
 
 
 def run(choices: Choices, tick: Tick) -> Report:
@@ -59,25 +68,41 @@ def run(choices: Choices, tick: Tick) -> Report:
         StoreError: The store could not do it, for example for lack of room.
         Stopped: A signal asked for the end.
     """
-    with Stop() as stop:
-
-        def checked_tick(stage: str, done: int, of: int) -> None:
-            stop.check()
-            tick(stage, done, of)
-
-        checked_tick("load", 0, 1)
+    with without_network(), Stop() as stop:
+        tick = checked(stop, tick)
+        tick("load", 0, 1)
         began = time.perf_counter()
-        loaded = source.load(choices.input, choices.by, choices.rows)
-        if not summary.numeric_columns(loaded.table.schema):
-            raise InputError(f"{loaded.what} has no numeric column, so there are no statistics.")
+        loaded = load(choices)
         stop.check()
         with Place(choices.root, choices.keep) as place:
             entry = place.store.put(DAG_ID, loaded.id, loaded.table)
-            first = _step(place.store, "load", entry, os.getpid(), time.perf_counter() - began)
+            first = step(place.store, "load", entry, os.getpid(), time.perf_counter() - began)
             # From here on this process, too, has no copy of its own.
             del loaded.table
-            checked_tick("load", 1, 1)
-            return _Run(choices, loaded, place.store, stop, checked_tick).both(first)
+            tick("load", 1, 1)
+            return _Run(choices, loaded, place.store, stop, tick).both(first)
+
+
+def load(choices: Choices) -> source.Source:
+    """The table that was chosen.
+
+    Raises:
+        InputError: There is nothing to be done with it.
+    """
+    loaded = source.load(choices.input, choices.by, choices.rows)
+    if not summary.numeric_columns(loaded.table.schema):
+        raise InputError(f"{loaded.what} has no numeric column, so there are no statistics.")
+    return loaded
+
+
+def checked(stop: Stop, tick: Tick) -> Tick:
+    """A tick that ends the run if that was asked for."""
+
+    def checked_tick(stage: str, done: int, of: int) -> None:
+        stop.check()
+        tick(stage, done, of)
+
+    return checked_tick
 
 
 class _Run:
@@ -126,10 +151,8 @@ class _Run:
 
     def crew(self) -> Crew:
         """Fresh workers, ready."""
-        count = self.choices.workers or max(1, min(_MOST_WORKERS, os.cpu_count() or 1))
-        return Crew(
-            count, self.choices.start_method, self.store.root, self.store.namespace, self.stop
-        )
+        choices, store = self.choices, self.store
+        return Crew(choices.crew_size, choices.start_method, store.root, store.namespace, self.stop)
 
     def through_store(self) -> tuple[list[Step], Way, bool]:
         """Split, statistics and merge, everything handed on by id."""
@@ -145,7 +168,7 @@ class _Run:
                 at = time.perf_counter()
                 id = f"part/{name}"
                 entry = store.put(DAG_ID, id, self.table.filter(mask), deps=(self.loaded.id,))
-                steps.append(_step(store, "split", entry, os.getpid(), time.perf_counter() - at))
+                steps.append(step(store, "split", entry, os.getpid(), time.perf_counter() - at))
                 calls.append((DAG_ID, id, f"statistics/{name}"))
             tick("split", parts, parts)
             tasks: list[Task] = crew.run(
@@ -161,10 +184,10 @@ class _Run:
             for id in results:
                 task = by_result[id]
                 steps.append(
-                    _step(store, "statistics", store.entry(DAG_ID, id), task.pid, task.seconds)
+                    step(store, "statistics", store.entry(DAG_ID, id), task.pid, task.seconds)
                 )
-            steps.append(_step(store, "merge", entry, os.getpid(), ended - at))
-            way = Way(_workers(crew.pids, tasks), ended - began)
+            steps.append(step(store, "merge", entry, os.getpid(), ended - at))
+            way = Way(workers(crew.pids, tasks), ended - began)
         return steps, way, all(task.digest == digests[task.part] for task in tasks)
 
     def alone(self) -> dict[str, summary.Summary]:
@@ -186,7 +209,7 @@ class _Run:
             )
             merged = summary.merge_tables(found for _, found in results)
             seconds = time.perf_counter() - began
-            return Way(_workers(crew.pids, [task for task, _ in results]), seconds), merged
+            return Way(workers(crew.pids, [task for task, _ in results]), seconds), merged
 
     def too_large_to_pickle(self) -> str | None:
         """Why pickling is left out, or None: it has a part several times at once."""
@@ -196,14 +219,15 @@ class _Run:
         return f"it needs about {needed >> 20:,} MB of memory and {free >> 20:,} MB are free"
 
 
-def _step(store: Store, step: str, entry: Entry, pid: int, seconds: float) -> Step:
+def step(store: Store, name: str, entry: Entry, pid: int, seconds: float, host: str = "") -> Step:
+    """What a step of the DAG has stored; the arguments as ``Step`` has them."""
     copied = store.explain(DAG_ID, entry.id).copied_bytes
     process = "main" if pid == os.getpid() else "worker"
     note = "inline" if entry.location == INLINE else ""
-    return Step(step, process, pid, entry.id, entry.nbytes, seconds, copied, note)
+    return Step(name, process, pid, entry.id, entry.nbytes, seconds, copied, note, host)
 
 
-def _workers(pids: Iterable[int], tasks: list[Task]) -> tuple[Worker, ...]:
+def workers(pids: Iterable[int], tasks: list[Task], host: str = "") -> tuple[Worker, ...]:
     """What each worker came to in the end."""
     found = []
     for pid in sorted(pids):
@@ -215,6 +239,7 @@ def _workers(pids: Iterable[int], tasks: list[Task]) -> tuple[Worker, ...]:
                 sum(task.read_bytes for task in mine),
                 max((task.own_bytes for task in mine), default=0),
                 max((task.mapped_bytes for task in mine), default=0),
+                host,
             )
         )
     return tuple(found)

@@ -18,6 +18,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from shmstore.demo import tether
+
 _STARTING_S = 20.0
 _ENDING_S = 20.0
 _LOOK_S = 0.005
@@ -59,6 +61,7 @@ class NatsServer:
         host: str = "127.0.0.1",
         port: int = 0,
         jetstream: bool = True,
+        tethered: bool = False,
     ) -> None:
         """Prepares it.
 
@@ -68,12 +71,15 @@ class NatsServer:
             host: The loopback address that it listens at.
             port: The port; 0 lets the kernel pick one.
             jetstream: Whether it keeps anything.
+            tethered: Whether it is killed with the thread that starts it, and is left alone
+                by Ctrl-C at the terminal.
         """
         self.directory = Path(directory)
         self.config = config
         self.host = host
         self.port = port
         self._jetstream = jetstream
+        self._tethered = tethered
         self._monitor = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -90,7 +96,13 @@ class NatsServer:
     @property
     def pid(self) -> int:
         """Its process."""
-        return self._running().pid
+        return self.process.pid
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its process; only while it runs."""
+        assert self._process is not None, "it does not run"
+        return self._process
 
     @property
     def log(self) -> str:
@@ -117,9 +129,13 @@ class NatsServer:
             f"{self._kept()}{self.config}\n"
         )
         with open(self.directory / "log", "ab") as log:
-            self._process = subprocess.Popen(
-                [program, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            command = [program, "-c", str(path)]
+            if self._tethered:
+                self._process = tether.start(command, log)
+            else:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
         try:
             self._await_ports()
         except BaseException:
@@ -137,11 +153,11 @@ class NatsServer:
 
     def pause(self) -> None:
         """Stops it where it is; its connections stay and say nothing."""
-        self._running().send_signal(signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Lets it go on."""
-        self._running().send_signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
     def restart(self, *, wipe: bool = False) -> None:
         """Kills it and starts it again at the same port.
@@ -180,13 +196,9 @@ class NatsServer:
             return ""
         return f"jetstream {{ store_dir: {json.dumps(str(self.directory / 'jetstream'))} }}\n"
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None, "it does not run"
-        return self._process
-
     def _await_ports(self) -> None:
         """Reads the file that it writes when it listens."""
-        process = self._running()
+        process = self.process
         ports = self.directory / f"nats-server_{process.pid}.ports"
         deadline = time.monotonic() + _STARTING_S
         while True:
@@ -201,7 +213,7 @@ class NatsServer:
             time.sleep(_LOOK_S)
 
     def _end(self, number: int) -> None:
-        process = self._running()
+        process = self.process
         process.send_signal(number)
         if number != signal.SIGKILL:
             process.send_signal(signal.SIGCONT)

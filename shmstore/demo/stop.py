@@ -1,17 +1,20 @@
 """Stopping in good order: a signal is noted, and the run ends at its next step.
 
 Nothing is interrupted in the middle, so clean-up always finds things as the code
-left them; a second Ctrl-C does not disturb it.
+left them; a second Ctrl-C does not disturb it. The death of a process that the run
+depends on is noticed at the same points.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+import multiprocess.connection
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,6 +43,7 @@ class Stop:
         self.bell, self._ringer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._before: dict[int, Any] = {}
         self._rung_before = -1
+        self._watched: dict[int, Callable[[], Exception]] = {}
 
     def __enter__(self) -> Stop:
         for signum in SIGNALS:
@@ -78,14 +82,44 @@ class Stop:
         except BlockingIOError:
             pass
 
-    def check(self) -> None:
-        """Ends the run if a signal came.
+    def watch(self, fd: int, died: Callable[[], Exception]) -> None:
+        """Ends the run also when a process has ended.
+
+        Args:
+            fd: A descriptor that becomes readable then.
+            died: Makes what is to be raised.
+        """
+        self._watched[fd] = died
+
+    def unwatch(self, fd: int) -> None:
+        """Watches it no more; to be called before it is closed."""
+        self._watched.pop(fd, None)
+
+    def wait(self, *others: Any, timeout: float | None = None) -> None:
+        """Waits until the bell rings, or another of some connections has something to say.
+
+        Args:
+            others: The connections, or descriptors.
+            timeout: The longest wait, seconds.
 
         Raises:
-            Stopped: One did.
+            As ``check`` does.
+        """
+        multiprocess.connection.wait([self.bell, *self._watched, *others], timeout)
+        self.silence()
+        self.check()
+
+    def check(self) -> None:
+        """Ends the run if a signal came, or a process died that is watched.
+
+        Raises:
+            Stopped: A signal came.
+            Exception: What was given to ``watch``.
         """
         if self.signum:
             raise Stopped(self.signum)
+        for fd in multiprocess.connection.wait(list(self._watched), 0):
+            raise self._watched[fd]()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import xxhash
 
 from shmstore import codecs
 from shmstore.demo import memory
-from shmstore.demo.facts import Task
+from shmstore.demo.facts import Crossing, Task
 from shmstore.demo.stop import let_go_in_worker
 from shmstore.demo.summary import SLICE_ROWS, Summary, summarize
 from shmstore.errors import StoreError
@@ -24,6 +24,8 @@ from shmstore.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from shmstore.entry import Entry
 
 _WARM_UP_ROWS = 4 * SLICE_ROWS
 
@@ -75,7 +77,38 @@ def from_store(dag_id: str, part: str, result: str) -> Task:
         result: The id for the statistics.
     """
     began = time.perf_counter()
-    table = _store.get(dag_id, part)
+    return _stored(dag_id, part, result, _store.get(dag_id, part), began)
+
+
+def from_hosts(
+    dag_id: str, part: str, result: str, host: str, timeout_s: float
+) -> tuple[Task, Crossing | None]:
+    """As ``from_store``, of a part that may be on another host.
+
+    Args:
+        dag_id: The DAG.
+        part: The part's id.
+        result: The id for the statistics.
+        host: The worker's host.
+        timeout_s: The longest that the part may take to come.
+
+    Returns:
+        What the worker has to report, and the part's way here if it had one.
+    """
+    began = time.perf_counter()
+    table = _store.get_with_fetch(dag_id, part, timeout=timeout_s)
+    came = crossing(_store.entry(dag_id, part), host, time.perf_counter() - began)
+    return _stored(dag_id, part, result, table, began), came
+
+
+def crossing(entry: Entry, host: str, seconds: float) -> Crossing | None:
+    """The way of a value to a host, or None if it was put there."""
+    if entry.origin is None:
+        return None
+    return Crossing(entry.id, entry.origin, host, entry.nbytes, seconds)
+
+
+def _stored(dag_id: str, part: str, result: str, table: pa.Table, began: float) -> Task:
     _held.append(table)
     summary = summarize(table)
     _store.put(dag_id, result, summary, deps=(part,))

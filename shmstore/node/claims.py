@@ -71,7 +71,7 @@ class NameTaken(RemoteError):
         return (
             f"The name {self.node!r} belongs to another node, process {self.pid} on host "
             f"{self.host!r}, since {since} UTC; give each node a name of its own "
-            "(--node NAME, or SHMSTORE_NODE)."
+            "(--name NAME, or SHMSTORE_NODE)."
         )
 
 
