@@ -23,6 +23,8 @@ from shmstore.demo import tether
 from shmstore.demo.facts import DemoError, InputError
 from shmstore.demo.server import NatsServer, ServerFailed, binary
 from shmstore.demo.stop import Stop
+from shmstore.errors import NodeUnreachable
+from shmstore.node.client import check_beat
 from shmstore.store import Store
 
 NAMESPACE = "demo"
@@ -127,6 +129,18 @@ class Hosts:
             DemoError: It does not say.
         """
         return self._counted() - self._before
+
+    def check_nodes(self) -> None:
+        """Looks whether all nodes are at work.
+
+        Raises:
+            DemoError: One is stopped.
+        """
+        for host in self._hosts:
+            try:
+                check_beat(host.store._dags.space)
+            except NodeUnreachable as error:
+                raise DemoError(f"The node of {host.name} does not answer: {error.why}.") from error
 
     def _counted(self) -> int:
         try:

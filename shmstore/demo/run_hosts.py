@@ -53,14 +53,17 @@ def run_hosts(choices: Choices, tick: Tick) -> Report:
         loaded = load(choices)
         seconds = time.perf_counter() - began
         tick("load", 1, 1)
-        with _ground(choices) as ground, _culprit_first(stop):
+        with _ground(choices) as ground:
             tick("start hosts", 0, choices.hosts)
-            with Hosts(
-                ground.path,
-                choices.hosts,
-                stop,
-                lambda ready: tick("start hosts", ready, choices.hosts),
-            ) as hosts:
+            with (
+                Hosts(
+                    ground.path,
+                    choices.hosts,
+                    stop,
+                    lambda ready: tick("start hosts", ready, choices.hosts),
+                ) as hosts,
+                _culprit_first(hosts, stop),
+            ):
                 return _Run(choices, loaded, seconds, hosts, stop, tick).report()
 
 
@@ -79,12 +82,13 @@ def _ground(choices: Choices) -> Iterator[Ground]:
 
 
 @contextmanager
-def _culprit_first(stop: Stop) -> Iterator[None]:
-    """Tells of a process that died rather than of what failed because of that."""
+def _culprit_first(hosts: Hosts, stop: Stop) -> Iterator[None]:
+    """Tells of a process that died or stopped rather than of what failed because of that."""
     try:
         yield
     except (StoreError, DemoError):
         stop.wait(timeout=_LATE_S)
+        hosts.check_nodes()
         raise
 
 
@@ -244,5 +248,6 @@ class _Run:
             try:
                 return call(_SLICE_S)
             except (RegistryUnavailable, WaitTimeout):
+                self.hosts.check_nodes()
                 if time.monotonic() > deadline:
                     raise
