@@ -272,7 +272,8 @@ class Publisher:
             key = entry.dag_id, entry.id
             record = here.original(*key)
             if entry.node != self._node:
-                if record is not None:
+                # Of this very content under another name, which the node had before: not theirs.
+                if record is not None and entry.incarnation != self._incarnation:
                     self._theirs[key] = entry.created_ns
             elif entry.incarnation == self._incarnation and record is not None:
                 if entry == self._entry(*key, record, here.epoch(entry.dag_id)):

@@ -42,9 +42,10 @@ class Publishing:
 
 @asynccontextmanager
 async def publishing(
-    server: NatsServer, root: str, node: str = "a", incarnation: str = "1"
+    server: NatsServer, root: str, node: str = "a", incarnation: str | None = None
 ) -> AsyncIterator[Publishing]:
-    """The part of a node that registers what is put, at work."""
+    """The part of a node that registers what is put, at work; a life of its own for each name."""
+    incarnation = incarnation or f"1 of {node}"
     space = shmstore.Store(root)._dags.space
     async with connected(server.url, node, "default") as connection:
         registry = Registry(connection, "default", node, incarnation)
@@ -183,6 +184,20 @@ def test_what_changed_while_no_node_ran_is_put_right(root: str, server: NatsServ
             assert await host.where("kept") == dict.fromkeys(kept, "a")
             assert await host.where("cleared") == {}
             assert await host.where("made anew") == {"k3": "a"}
+
+    run(work())
+
+
+def test_a_host_whose_node_has_another_name_now(root: str, server: NatsServer) -> None:
+    """Values that are registered under the name that a host's node had before get the new one."""
+
+    async def work() -> None:
+        shmstore.Store(root).put_many("d", {"one": 1, "two": 2})
+        async with publishing(server, root, "a", "1") as host:
+            assert await host.where("d") == {"one": "a", "two": "a"}
+        async with publishing(server, root, "b", "1") as host:
+            await host.synced()
+            assert await host.where("d") == {"one": "b", "two": "b"}
 
     run(work())
 
