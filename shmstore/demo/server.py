@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,25 @@ class NatsServer:
         host: str = "127.0.0.1",
         port: int = 0,
         jetstream: bool = True,
+        within: Sequence[str] = (),
     ) -> None:
         """Prepares it.
 
         Args:
             directory: Where it keeps its files; is made.
             config: What is added to its configuration, in NATS's format.
-            host: The loopback address that it listens at.
+            host: The address that it listens at.
             port: The port; 0 lets the kernel pick one.
             jetstream: Whether it keeps anything.
+            within: The command that it becomes the end of, for example one that enters a
+                network namespace. It must replace itself by the server.
         """
         self.directory = Path(directory)
         self.config = config
         self.host = host
         self.port = port
         self._jetstream = jetstream
+        self._within = tuple(within)
         self._monitor = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -118,7 +123,10 @@ class NatsServer:
         )
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [program, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self._within, program, "-c", str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         try:
             self._await_ports()
