@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +63,20 @@ class NatsServer:
         port: int = 0,
         jetstream: bool = True,
         tethered: bool = False,
+        within: Sequence[str] = (),
     ) -> None:
         """Prepares it.
 
         Args:
             directory: Where it keeps its files; is made.
             config: What is added to its configuration, in NATS's format.
-            host: The loopback address that it listens at.
+            host: The address that it listens at.
             port: The port; 0 lets the kernel pick one.
             jetstream: Whether it keeps anything.
             tethered: Whether it is killed with the thread that starts it, and is left alone
                 by Ctrl-C at the terminal.
+            within: The command that it becomes the end of, for example one that enters a
+                network namespace. It must replace itself by the server.
         """
         self.directory = Path(directory)
         self.config = config
@@ -80,6 +84,7 @@ class NatsServer:
         self.port = port
         self._jetstream = jetstream
         self._tethered = tethered
+        self._within = tuple(within)
         self._monitor = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -129,7 +134,7 @@ class NatsServer:
             f"{self._kept()}{self.config}\n"
         )
         with open(self.directory / "log", "ab") as log:
-            command = [program, "-c", str(path)]
+            command = [*self._within, program, "-c", str(path)]
             if self._tethered:
                 self._process = tether.start(command, log)
             else:
