@@ -6,10 +6,14 @@ import asyncio
 
 import numpy as np
 
+from shmstore import provenance
 from shmstore.demo.server import NatsServer
-from shmstore.node import transfer
+from shmstore.node import protocol, transfer
+from shmstore.node.connection import Message
+from shmstore.node.subjects import call_subject
 from shmstore.node.window import MOST_BYTES
-from tests.cluster.hosts import hosts
+from tests.cluster.hosts import host, hosts
+from tests.cluster.nodes import connected, until
 
 _MIB = 1 << 20
 _VALUE = np.random.default_rng(1).integers(0, 255, 24 * _MIB, dtype=np.uint8)
@@ -64,30 +68,37 @@ def test_large_fetches_take_turns(server: NatsServer, root: str) -> None:
     asyncio.run(run())
 
 
-def test_a_small_value_does_not_wait_for_a_large_one(server: NatsServer, root: str) -> None:
-    """Small values come while a large one is under way, each before its next few pieces."""
+def test_a_small_value_does_not_wait_for_large_ones(server: NatsServer, root: str) -> None:
+    """Small values come while all the room for large ones is taken, and none of them comes."""
 
     async def run() -> None:
-        async with hosts(server.url, root, "a", "b") as (a, b):
-            a.store.put("dag", "large", _VALUE)
-            pieces = 0
-            began = asyncio.Event()
+        async with (
+            connected(server.url, "stuck", "default") as stuck,
+            host(server.url, root, "a") as a,
+            host(server.url, root, "b") as b,
+        ):
+            meta = provenance.build_meta(b"", bytes)
+            head = {"status": "value", "version": "v", "codec": 2, "created": 1}
+            told = protocol.pack(head | {"meta": len(meta), "nbytes": 64 * _MIB}, meta)
 
-            def came(done: int, total: int) -> None:
-                nonlocal pieces
-                pieces += 1
-                if done > 2 * _MIB:
-                    began.set()
+            async def tell(message: Message) -> None:
+                await stuck.publish(message.reply, told)
 
+            async def say_nothing(message: Message) -> None:
+                pass
+
+            await stuck.subscribe(call_subject("default", "stuck", "get"), tell)
+            await stuck.subscribe(call_subject("default", "stuck", "chunk"), say_nothing)
+            window = transfer._windows.setdefault(b.connection, transfer.Window())
+            window.flow("stuck").window = MOST_BYTES
+            large = asyncio.create_task(b.fetch("stuck", "large"))
+            await until(lambda: window.on_its_way > MOST_BYTES - _MIB, "the room was not taken")
             for number in range(3):
-                a.store.put("dag", str(number), number)
-            large = asyncio.create_task(b.fetch("a", "large", progress=came))
-            await began.wait()
-            before = pieces
-            for number in range(3):
+                a.store.put("dag", str(number), "x" * 1000 * number)
                 await b.fetch("a", str(number))
-            assert not large.done()
-            assert pieces - before < 18
-            await large
+            assert window.on_its_way > MOST_BYTES - _MIB
+            large.cancel()
+            await asyncio.wait([large])
+            assert window.on_its_way == 0
 
     asyncio.run(run())
