@@ -73,7 +73,9 @@ def _message(rng: random.Random, longest: int) -> tuple[bytes, tuple[bytes, byte
     if kind == 0:
         return rng.choice((b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR 'x MSG y'\r\n")), None
     if kind == 1:
-        return b"INFO {" + b"MSG " * rng.choice((10, 3000, longest)) + b"}\r\n", None
+        # Its rest must not be taken for a message's line, wherever it is cut.
+        filling = b"MSG " * (rng.choice((10, 3000, longest)) // 4)
+        return b"INFO {" + filling + b"50\r\n", None
     if kind == 2:
         return b"HMSG " + _WANTED + b"1 1 2 " + size + b"\r\n" + payload + b"\r\n", None
     if kind == 3:
