@@ -16,7 +16,8 @@ import os
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from os import SEEK_CUR, SEEK_SET, lseek
 from sys import is_finalizing
@@ -77,6 +78,9 @@ _forking: dict[int, int] = {}
 class LockLost(Again):
     """The lock's file is gone or its descriptor is no longer ours: reopen by path."""
 
+
+#: Threads that rather do without a lock than wait for it.
+_impatient: set[int] = set()
 
 # What a child that was forked inside may stumble over. Exceptions of the user's, from the
 # handler that forked, pass.
@@ -203,6 +207,8 @@ class Lock:
         """
         start = monotonic()
         patience = TIMEOUT_S if self.patience_s is None else self.patience_s
+        if me in _impatient:
+            patience = 0.0
         tries = 0
         owner = self._owner
         while True:
@@ -249,6 +255,17 @@ class Lock:
         """Who holds the lock, as far as the kernel tells."""
         held = self._descriptor
         return None if held is None else holder.of(held.device, held.inode)
+
+
+@contextmanager
+def impatience() -> Iterator[None]:
+    """Has this thread get StoreBusy instead of waiting for a lock: an event loop must not."""
+    me = get_ident()
+    _impatient.add(me)
+    try:
+        yield
+    finally:
+        _impatient.discard(me)
 
 
 def between_forks(body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -11,8 +11,9 @@ by the kernel, that of the pool is an emptied segment again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from xxhash import xxh3_128
 
@@ -20,6 +21,7 @@ from shmstore import names, provenance, reading, writing
 from shmstore.commit import Change, Replaced, commit
 from shmstore.errors import EntryExists, StoreBusy
 from shmstore.manifest import Manifest
+from shmstore.namespace import Namespace
 from shmstore.opened import OpenDags
 from shmstore.record import LARGEST, PUT, SMALLEST, UNTRUSTED, Record, key_hash, middle
 from shmstore.relief import with_relief
@@ -34,6 +36,7 @@ LARGEST_VALUE = 1 << 46
 _COMMITS = 64  # tries, when others keep changing the entry
 _READ_BACK = 4 << 20
 
+R = TypeVar("R")
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -83,9 +86,20 @@ class Landing:
         id: The value's id.
         head: What is to come.
         origin: The node that sends it.
+        at_once: Fail rather than make room, or wait for a lock; for an event loop.
     """
 
-    def __init__(self, dags: OpenDags, dag_id: str, id: str, head: Head, origin: str) -> None:
+    def __init__(
+        self,
+        dags: OpenDags,
+        dag_id: str,
+        id: str,
+        head: Head,
+        origin: str,
+        *,
+        at_once: bool = False,
+    ) -> None:
+        self._with_relief = _as_it_is if at_once else with_relief
         self._dags = dags
         self._dag_id = dag_id
         self._key = names.encode_id(id, "id")
@@ -108,14 +122,16 @@ class Landing:
             StoreBusy: The DAG's lock is held up.
         """
         dags, nbytes = self._dags, self.head.nbytes
-        self._generation, standing = dags.write_with_relief(self._dag_id, _look, self._key)
+        self._generation, standing = self._with_relief(
+            dags.space, lambda: dags.write(self._dag_id, _look, self._key)
+        )
         if standing is not None and not is_copy(standing):
             raise Original
         if nbytes <= INLINE_LIMIT:
             self._inline = bytearray(nbytes)
         else:
             space = dags.space
-            self._written = with_relief(space, lambda: writing.begin(space, nbytes))
+            self._written = self._with_relief(space, lambda: writing.begin(space, nbytes))
 
     @property
     def whole(self) -> bool:
@@ -161,7 +177,7 @@ class Landing:
             Damaged: They belong nowhere.
             StoreFull: No room.
         """
-        with_relief(self._dags.space, lambda: self.write(at, data))
+        self._with_relief(self._dags.space, lambda: self.write(at, data))
 
     def checksum(self) -> str:
         """The xxh3_128 of all bytes, in hexadecimal. Reads back what came out of order.
@@ -211,7 +227,9 @@ class Landing:
         change = self._change(meta)
         dags = self._dags
         # Not ``write``: it would make a DAG that was cleared anew.
-        record = with_relief(dags.space, lambda: dags.read(self._dag_id, self._commit, change))
+        record = self._with_relief(
+            dags.space, lambda: dags.read(self._dag_id, self._commit, change)
+        )
         if record is None:
             raise Cleared
         return record
@@ -256,6 +274,10 @@ class Landing:
         written, self._written = self._written, None
         if written is not None:
             written.end()
+
+
+def _as_it_is(_: Namespace, call: Callable[[], R]) -> R:
+    return call()
 
 
 def is_copy(record: Record) -> bool:

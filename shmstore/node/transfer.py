@@ -19,7 +19,8 @@ from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-from shmstore.errors import NodeUnreachable, NotFound, RegistryUnavailable, StoreFull
+from shmstore.errors import NodeUnreachable, NotFound, RegistryUnavailable, StoreBusy, StoreFull
+from shmstore.lock import impatience
 from shmstore.node import protocol
 from shmstore.node.connection import Connection, Loan, NoAnswer, NoResponders, TooLarge
 from shmstore.node.landing import (
@@ -36,6 +37,7 @@ from shmstore.node.subjects import call_subject
 from shmstore.node.window import Room, Window
 from shmstore.opened import OpenDags
 from shmstore.record import Record
+from shmstore.stored import INLINE_LIMIT
 
 __all__ = ["Cleared", "Fetched", "Original", "fetch"]
 
@@ -179,6 +181,13 @@ class _Fetch:
         checksum = _checksum(header)
         self.took_in(len(body), len(body), head.total)
         if len(body) == head.total:
+            if head.nbytes <= INLINE_LIMIT and self._dag_id in self._dags.manifests:
+                # A thread would cost more than all there is to do, if nothing is in the way.
+                try:
+                    with impatience():
+                        return self._land(head, body, checksum, at_once=True)
+                except (StoreBusy, StoreFull):
+                    pass
             return await _in_thread(self._land, head, body, checksum)
         landing = Landing(self._dags, self._dag_id, self._id, head, self.node)
         try:
@@ -190,9 +199,11 @@ class _Fetch:
         finally:
             landing.end()
 
-    def _land(self, head: Head, body: memoryview, checksum: str | None) -> Record:
+    def _land(
+        self, head: Head, body: memoryview, checksum: str | None, at_once: bool = False
+    ) -> Record:
         """Stores what came whole with the first answer."""
-        landing = Landing(self._dags, self._dag_id, self._id, head, self.node)
+        landing = Landing(self._dags, self._dag_id, self._id, head, self.node, at_once=at_once)
         try:
             landing.begin()
             landing.write_with_relief(0, body)

@@ -9,11 +9,13 @@ import pytest
 from xxhash import xxh3_128_hexdigest
 
 import shmstore
-from shmstore import provenance
+from shmstore import lookup, provenance
+from shmstore.lock import impatience
 from shmstore.log import RESERVE
 from shmstore.node.landing import Cleared, Damaged, Head, Landing
 from shmstore.record import TAIL
 from tests import reading_files
+from tests.fault.killing import Child, Parent
 
 
 def _landing(store: shmstore.Store, meta: bytes, payload: bytes) -> Landing:
@@ -60,6 +62,39 @@ def test_pieces_may_come_in_any_order_and_twice(
     entry = store.entry("dag", "id")
     assert (len(entry.deps), entry.origin, entry.created_ns) == (deps, "a", 1_000)
     reading_files.check(store.root)
+
+
+def _hold(parent: Parent, root: str) -> None:
+    manifest = lookup.find_dag(shmstore.Store(root)._dags.space, "dag")
+    assert manifest is not None
+
+    def until_told() -> None:
+        parent.send("holds it")
+        parent.receive()
+
+    manifest.guarded(until_told)
+
+
+def test_an_event_loop_does_without_a_lock_rather_than_wait(store: shmstore.Store) -> None:
+    """At once is StoreBusy at once; the same without it waits for the holder."""
+    store.put("dag", "other", 1)
+    meta = provenance.build_meta(b"", bytes)
+    head = Head(2, 1_000, len(meta), 5)
+    with Child(_hold, Parent, store.root) as holder:
+        assert holder.receive() == "holds it"
+        for _ in range(2):
+            landing = Landing(store._dags, "dag", "id", head, "a", at_once=True)
+            with impatience(), pytest.raises(shmstore.StoreBusy) as busy:
+                landing.begin()
+                landing.write(0, meta + b"value")
+                landing.commit()
+            assert busy.value.waited_s < 1
+            landing.end()
+        assert not store.has_value("dag", "id")
+        holder.send()
+        _land(store, meta, b"value")
+        assert holder.join() == 0
+    assert store.get("dag", "id") == b"value"
 
 
 def test_a_value_with_a_hole_is_not_stored(store: shmstore.Store) -> None:
