@@ -28,6 +28,7 @@ COMMANDS = {
     "demo": Command(
         "shmstore.cli.demo", "demo", "Run a small DAG over real data; show that nothing is copied."
     ),
+    "gc": Command("shmstore.cli.gc", "gc", "Free what nobody needs, or say what that would be."),
     "node": Command(
         "shmstore.cli.node", "node", "Run this host's node, through which others are reached."
     ),
