@@ -11,6 +11,7 @@ from types import ModuleType
 from benchmarks import (
     arrays,
     fetch,
+    followed,
     growth,
     hosts,
     machine,
@@ -34,7 +35,7 @@ LOCAL = {question.NAME: question for question in (small, arrays, tables, many_en
 MEMORY = {question.NAME: question for question in (reuse, waking, growth)}
 
 #: The questions of ``fetch``.
-FETCH = {question.NAME: question for question in (fetch, hosts)}
+FETCH = {question.NAME: question for question in (fetch, hosts, followed)}
 _QUESTIONS = {"local": LOCAL, "memory": MEMORY, "fetch": FETCH}
 
 

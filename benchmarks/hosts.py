@@ -52,7 +52,7 @@ def run(bench: Bench) -> Answer:
     with ExitStack() as stack:
         server = stack.enter_context(NatsServer(os.path.join(bench.place, "nats")))
         for name in ("a", "b"):
-            stack.callback(_end, _start_node(bench.place, name, server.url))
+            stack.callback(end_node, start_node(bench.place, name, server.url))
         a, b, echo, ask = (stack.enter_context(Worker((server.url, bench.place))) for _ in range(4))
         a.call(open_store, "a")
         b.call(open_store, "b")
@@ -142,7 +142,7 @@ def _at_once(answer: Answer, bench: Bench, server: NatsServer, a: Worker, nbytes
     answer.ask("8 processes at once: at most 1.1 x the bytes of one", sent[1] / sent[0], 1.1)
 
 
-def _start_node(place: str, name: str, url: str) -> subprocess.Popen[bytes]:
+def start_node(place: str, name: str, url: str) -> subprocess.Popen[bytes]:
     options = ["--root", os.path.join(place, name), "--nats", url, "--name", name]
     node = subprocess.Popen(
         [sys.executable, "-m", "shmstore", "node", *options],
@@ -157,12 +157,12 @@ def _start_node(place: str, name: str, url: str) -> subprocess.Popen[bytes]:
             return node
         except shmstore.RemoteError:
             if time.monotonic() > deadline:
-                _end(node)
+                end_node(node)
                 raise
             time.sleep(0.05)
 
 
-def _end(node: subprocess.Popen[bytes]) -> None:
+def end_node(node: subprocess.Popen[bytes]) -> None:
     node.send_signal(signal.SIGTERM)
     try:
         node.wait(20)

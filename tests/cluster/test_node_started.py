@@ -15,6 +15,7 @@ import pytest
 import shmstore
 from shmstore import names
 from shmstore.demo.server import NatsServer
+from shmstore.node.client import has_ended
 from tests.cluster.running import (
     CHECKOUT,
     DEADLINE_S,
@@ -152,7 +153,7 @@ def test_a_store_that_finds_a_dead_node_starts_another(server: NatsServer, root:
     with shmstore.Store(root, nats=server.url, node="a") as store:
         (one,) = store.nodes()
         os.kill(one.pid, signal.SIGKILL)
-        until(lambda: not started_nodes(root), "it is gone")
+        until(lambda: has_ended(store._dags.space), "it is gone")
         with shmstore.Store(root, nats=server.url, node="a"):
             until(lambda: started_nodes(root), "another one is started")
 
