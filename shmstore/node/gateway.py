@@ -176,7 +176,9 @@ class Gateway:
             frame = protocol.frame({"n": header["n"], "error": "RuntimeError", "facts": facts})
         try:
             writer.write(frame)
-            await asyncio.wait_for(writer.drain(), _SLOW_S)
+            if writer.transport.get_write_buffer_size():
+                async with asyncio.timeout(_SLOW_S):
+                    await writer.drain()
         except TimeoutError:
             _log.warning("sent away a process that does not read")
             writer.transport.abort()

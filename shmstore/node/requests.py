@@ -71,7 +71,10 @@ class Requests:
     ) -> Any:
         timeout_s = protocol.seconds(header, "timeout", _LONGEST_S)
         try:
-            return await asyncio.wait_for(work, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await work
+        except StoreError:
+            raise  # StoreBusy is a TimeoutError, too
         except TimeoutError:
             raise FetchTimeout(dag_id, ids, timeout_s, stage) from None
 
