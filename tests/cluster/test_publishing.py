@@ -18,6 +18,7 @@ from shmstore.node.publisher import Publisher
 from shmstore.node.registry import Registry
 from shmstore.record import EPOCH
 from tests.cluster.nodes import DEADLINE_S, connected
+from tests.fault.killing import kill_at
 
 _SEED = 20261124
 Clear = Callable[[str, float], Awaitable[tuple[bool, list[str]]]]
@@ -89,6 +90,27 @@ def test_whatever_is_put_is_registered_by_itself(root: str, server: NatsServer) 
             entry = await host.registry.lookup("old dag", "large")
             assert entry is not None
             assert (entry.nbytes, entry.codec) == (800_000, "array")
+
+    run(work())
+
+
+@pytest.mark.parametrize("point", ["commit:tail", "commit:indexed", "commit:counted"])
+def test_what_a_killed_process_has_stored_is_registered(
+    root: str, server: NatsServer, point: str
+) -> None:
+    """Committed, and nobody was rung for: the node finds it by itself a little later."""
+
+    async def work() -> None:
+        async with publishing(server, root) as host:
+            host.store.put("d", "before", 1)
+            await host.synced()
+            await asyncio.sleep(0.2)  # so that it sleeps at its bell
+            await asyncio.to_thread(
+                kill_at, point, 1, lambda: shmstore.Store(root).put("d", "last words", [2])
+            )
+            async with asyncio.timeout(DEADLINE_S):
+                while "last words" not in await host.where("d"):
+                    await asyncio.sleep(0.05)
 
     run(work())
 
