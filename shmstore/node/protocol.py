@@ -134,9 +134,7 @@ def frame(header: Header) -> bytes:
     Raises:
         ProtocolError: It is too large.
     """
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-    # An error may quote what was wrong in a request: json.loads reads it back in this way.
-    raw = text.encode(errors="surrogatepass")
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     if len(raw) > LARGEST_FRAME:
         raise ProtocolError(f"a message of {len(raw):,} bytes is too large")
     return _SIZE.pack(len(raw)) + raw
