@@ -227,7 +227,7 @@ class Dask(HostPeer):
     @classmethod
     def missing(cls) -> str | None:
         """Dask itself."""
-        return None if find_spec("distributed") else "Dask: pip install distributed"
+        return None if find_spec("distributed") else "Dask: pip install 'shmstore[dask]'"
 
     def give(self, place: str, nbytes: int) -> Any:
         """All of it is done by the other end: its client starts the cluster."""

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from time import perf_counter
@@ -57,7 +58,9 @@ def run(bench: Bench) -> Answer:
         a.call(open_store, "a")
         b.call(open_store, "b")
         echo.call(begin_echo)
+        stack.callback(echo.call, hang_up)
         ask.call(begin_asking)
+        stack.callback(ask.call, hang_up)
         _small(answer, (a, b, ask), rounds, calls)
         _large(answer, bench, (a, b), nbytes, large, rounds)
         _at_once(answer, bench, server, a, nbytes)
@@ -114,6 +117,12 @@ def _large(
 def _peer(stack: ExitStack, kind: type[HostPeer], place: str, nbytes: int) -> Any:
     """What brings the array by a peer and says how long that took, seconds."""
     own = os.path.join(place, kind.__name__)
+    if issubclass(kind, host_peers.CLUSTERS):
+        # They start processes of their own, which a worker may not.
+        peer = kind()
+        stack.callback(peer.close)
+        peer.open(peer.give(own, nbytes))
+        return peer.took
     giver, taker = (stack.enter_context(Worker()) for _ in range(2))
     found = giver.call(peer_give, kind, own, nbytes)
     stack.callback(giver.call, peer_close)
@@ -238,15 +247,13 @@ def register(count: int) -> float:
 
 def _client() -> Client:
     loop = _state["loop"] = asyncio.new_event_loop()
-    client = Client()
+    client = _state["client"] = Client()
     loop.run_until_complete(client.connect(workers.given[0]))
     return client
 
 
 def begin_echo() -> None:
     """Answers with what is sent, from a thread."""
-    import threading
-
     client = _client()
 
     async def echo(message: Msg) -> None:
@@ -254,12 +261,26 @@ def begin_echo() -> None:
 
     _state["loop"].run_until_complete(client.subscribe("bare.echo", cb=echo))
     _state["loop"].run_until_complete(client.flush())
-    threading.Thread(target=_state["loop"].run_forever, daemon=True).start()
+    _state["thread"] = threading.Thread(target=_state["loop"].run_forever)
+    _state["thread"].start()
 
 
 def begin_asking() -> None:
     """Connects."""
-    _state["client"] = _client()
+    _client()
+
+
+def hang_up() -> None:
+    """Ends the bare client."""
+    loop = _state["loop"]
+    thread = _state.get("thread")
+    if thread is None:
+        loop.run_until_complete(_state["client"].close())
+    else:
+        asyncio.run_coroutine_threadsafe(_state["client"].close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+    loop.close()
 
 
 def ask_bare(calls: int) -> float:
@@ -291,8 +312,6 @@ def peer_open(kind: type[HostPeer], found: Any) -> None:
 def peer_bring() -> float:
     """Seconds to bring the array."""
     peer = _state["peer"]
-    if isinstance(peer, host_peers.CLUSTERS):
-        return peer.took()
     start = perf_counter()
     value = peer.bring()
     took = perf_counter() - start
