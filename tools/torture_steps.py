@@ -19,7 +19,7 @@ _CROWD = 700  # new keys at once, more than a young index holds
 _WORN = 40
 _PATIENCE_S = 45.0
 _TO_BE_SWEPT = (
-    "orphan", "leftover", "trash", "abandoned", "cleared", "page", "gap", "index",
+    "orphan", "leftover", "trash", "abandoned", "cleared", "page", "spilled", "gap", "index",
 )  # fmt: skip
 _LONGEST = 3.0  # seconds that a worker lives
 
