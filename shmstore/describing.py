@@ -69,6 +69,10 @@ def stats(space: Namespace) -> StoreStats:
     """The state of a namespace and its file system."""
     dags = every_dag(space)
     status = os.fstatvfs(space.directory.fd)
+    try:
+        kept = pool.kept(space)
+    except OSError as error:
+        raise lookup.converted(space, error) from error
     return StoreStats(
         root=space.root,
         namespace=space.name,
@@ -83,6 +87,6 @@ def stats(space: Namespace) -> StoreStats:
         free_bytes=status.f_bavail * status.f_frsize,
         damaged=tuple(dag.dag_id for dag in dags if dag.fault),
         capacity=space.ledger.capacity or None,
-        pool_bytes=pool.kept(space),
+        pool_bytes=kept,
         spill=spill.place(space),
     )

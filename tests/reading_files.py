@@ -120,6 +120,11 @@ def trash(root: str, namespace: str = "default") -> list[str]:
     return sorted(os.listdir(Path(root) / namespace / "trash"))
 
 
+def half_done(root: str, namespace: str = "default") -> list[str]:
+    """The same without small segments that were viewed when their values died: gc frees them."""
+    return [name for name in trash(root, namespace) if not name.startswith("viewed-")]
+
+
 def pool(root: str, namespace: str = "default") -> dict[int, int]:
     """The emptied segments: the size of each by its inode."""
     found = {}

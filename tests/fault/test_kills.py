@@ -125,7 +125,9 @@ def test_a_kill_loses_nothing_and_stops_nobody(root: str, name: str, step: int) 
         witness.receive()
         assert witness.join() == 0
     reading_files.check(root)
-    assert len(reading_files.trash(root)) <= 1, "what a killed creator was building, and no more"
+    assert len(reading_files.half_done(root)) <= 1, (
+        "what a killed creator was building, and no more"
+    )
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -212,7 +212,7 @@ class StoreMachine(RuleBasedStateMachine):
         files = reading_files.check(self.root)
         for dag_id, model in self.model.items():
             assert (files[dag_id].records.keys() if dag_id in files else set()) == model.keys()
-        assert reading_files.trash(self.root) == []
+        assert reading_files.half_done(self.root) == []
 
 
 class TightStoreMachine(StoreMachine):
