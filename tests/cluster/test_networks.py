@@ -14,6 +14,8 @@ import pytest
 
 from shmstore.errors import NotFound, RemoteError
 from tests.cluster.networks import (
+    INWARD,
+    OUTWARD,
     Host,
     Loopback,
     Namespaces,
@@ -241,3 +243,67 @@ def _in_time(
     told = f"{host.name}: {name}{args} of {given:g} s took {took_s:.2f} s: {outcome}"
     assert took_s < limit_s, told
     return told
+
+
+@pytest.mark.parametrize("lost", [INWARD, OUTWARD])
+def test_a_line_that_is_cut_one_way_ends_no_call_late(
+    network: Network, root: str, lost: str
+) -> None:
+    """Where only the packets of one direction are lost, every call ends in time, and mends."""
+    with network.hosts(root) as (a, b), ThreadPoolExecutor(64) as threads:
+        for host in (a, b):
+            for number in range(30):
+                host.store.put("dag", f"{host.name}{number}", [host.name, number])
+            host.store.sync()
+        network.cut("a", lost)
+        for host in (a, b):
+            host.store.put("dag", f"{host.name}-meanwhile", host.name)
+        asked = _ask_all(threads, (a, b), 0, 0.5) + _ask_all(threads, (a, b), 1, 2.5)
+        for one in asked:
+            print(one.result())
+        network.heal("a")
+        for host, other in ((a, "b"), (b, "a")):
+            assert host.store.get_with_timeout("dag", f"{other}-meanwhile", 60.0) == other
+            host.store.sync()
+            assert len(host.store.registry.get_all("dag")) == 62
+            assert host.store.check() == []
+
+
+# --- Slow lines --------------------------------------------------------------------------------
+
+
+def test_a_long_and_lossy_line_only_takes_longer(network: Network, root: str) -> None:
+    """With 50 ms either way and 5 % of the packets lost, everything works, 16 MiB come right."""
+    try:
+        network.lengthen("a", 0.05, 0.05)
+    except Unavailable as why:
+        pytest.skip(str(why))
+    big = np.random.default_rng(1).integers(0, 256, 16 * MIB, dtype=np.uint8)
+    with network.hosts(root) as (a, b):
+        a.store.put("dag", "small", "of a")
+        a.store.put("dag", "big", big)
+        b.store.put("dag", "of-b", "of b")
+        for host in (a, b):
+            host.store.sync()
+        assert a.store.get_with_fetch("dag", "of-b") == "of b"
+        assert b.store.get_with_fetch("dag", "small") == "of a"
+        began = time.monotonic()
+        assert (b.store.get_with_fetch("dag", "big", timeout=90) == big).all()
+        print(f"16 MiB in {time.monotonic() - began:.1f} s, {network.sent('a'):,} bytes sent")
+        assert network.sent("a") < 1.5 * big.nbytes
+        report = a.store.clear("dag", all_nodes=True)
+        assert (report.cleared, report.unreachable) == (True, ())
+        assert not list(b.store.ids("dag"))
+
+
+def test_a_narrow_line_is_enough(network: Network, root: str) -> None:
+    """A value that takes many seconds at 250 kB/s comes, and most of it only once."""
+    with network.hosts(root) as (a, b):
+        big = np.random.default_rng(1).integers(0, 256, 3 * MIB, dtype=np.uint8)
+        a.store.put("dag", "big", big)
+        a.store.sync()
+        network.narrow("a", 250e3)
+        began = time.monotonic()
+        assert (b.store.get_with_fetch("dag", "big", timeout=90) == big).all()
+        print(f"3 MiB in {time.monotonic() - began:.1f} s, {network.sent('a'):,} bytes sent")
+        assert network.sent("a") < 1.5 * big.nbytes
