@@ -284,6 +284,7 @@ def test_a_line_that_is_cut_one_way_ends_no_call_late(
 
 def test_a_long_and_lossy_line_only_takes_longer(network: Network, root: str) -> None:
     """With 50 ms either way and 5 % of the packets lost, everything works, 16 MiB come right."""
+    _once(network)
     try:
         network.lengthen("a", 0.05, 0.05)
     except Unavailable as why:
