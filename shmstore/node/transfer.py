@@ -266,6 +266,8 @@ class _Fetch:
         while True:
             left = self._heard + self._patience_s - monotonic()
             if left <= 0:
+                if not connection.connected:
+                    lost = lost or connection.unavailable("the connection was lost meanwhile")
                 raise lost or self.unreachable(f"it does not answer, for {self._patience_s:g} s")
             late = min(left, max(_LATE_S, _LATE * (self.flow.usual_s or 0.0)))
             try:
@@ -313,7 +315,7 @@ class _Pieces:
         try:
             while self._missing or tasks:
                 if self._missing:
-                    most = self._most
+                    most = min(self._most, flow.piece)
                     room = await window.take(flow, most, first=first)
                     task = asyncio.create_task(self._bring(most, room))
                     # Also if it is cancelled before it has begun.

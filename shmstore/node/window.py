@@ -11,11 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from shmstore.node.protocol import LARGEST_PIECE
+
 #: The most bytes on their way to this node, from all others together.
 MOST_BYTES = 32 << 20
 
-_FIRST_BYTES = 4 << 20
-_LEAST_BYTES = 256 << 10
+# An owner of whom nothing is known may be at the end of a narrow line: what is asked for at
+# once must be there before it counts as lost. Where it comes fast both double each round trip.
+_FIRST_BYTES = _LEAST_BYTES = 256 << 10
+_FIRST_PIECE = 64 << 10
+_LEAST_PIECE = 32 << 10
+# What a piece may take on its way, seconds; the server hands on only what it has whole.
+_PIECE_S = 0.5
 # What a piece may wait in queues on its way, seconds: enough to keep all busy.
 _QUEUE_S = 0.1
 _EASED = 1 / 512  # by how much the least delay follows a longer one, a piece
@@ -30,13 +37,21 @@ class Flow:
         usual_s: How long a piece takes, smoothed; None before the first.
     """
 
-    __slots__ = ("_least_s", "on_its_way", "usual_s", "window")
+    __slots__ = ("_least_s", "_rate", "on_its_way", "usual_s", "window")
 
     def __init__(self) -> None:
         self.on_its_way = 0
         self.window = _FIRST_BYTES
         self.usual_s: float | None = None
         self._least_s = float("inf")
+        self._rate: float | None = None
+
+    @property
+    def piece(self) -> int:
+        """The most bytes that one piece should have."""
+        if self._rate is None:
+            return _FIRST_PIECE
+        return max(_LEAST_PIECE, min(int(self._rate * _PIECE_S), LARGEST_PIECE))
 
     def came(self, nbytes: int, took_s: float) -> None:
         """Takes note of a piece that came."""
@@ -44,6 +59,8 @@ class Flow:
             self._least_s = took_s
         else:
             self._least_s += (took_s - self._least_s) * _EASED
+        rate = nbytes / max(took_s, 1e-6)
+        self._rate = rate if self._rate is None else self._rate * 0.8 + rate * 0.2
         self.usual_s = took_s if self.usual_s is None else self.usual_s * 0.8 + took_s * 0.2
         room = 1 - (took_s - self._least_s) / _QUEUE_S
         self._set(self.window + int(max(room, -0.5) * nbytes))

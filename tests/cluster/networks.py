@@ -1,7 +1,6 @@
 """Two hosts and a NATS server on a network that tests can cut: real ones, and on loopback.
 
-``Namespaces`` are network namespaces joined by veth, one for each host and one for the server,
-which routes between them:
+``Namespaces`` are network namespaces joined by veth, one for each host and one for the server:
 
     a, 10.77.1.2 --- 10.77.1.1, hub with the server at 10.77.0.1, 10.77.2.1 --- 10.77.2.2, b
 
@@ -322,8 +321,6 @@ class Namespaces(Network):
             _ip("-n", name, "link", "set", "lo", "up")
         for address in self.ADDRESSES:
             _ip("-n", self._hub, "address", "add", f"{address}/32", "dev", "lo")
-        enter = ["ip", "netns", "exec", self._hub]
-        _run(*enter, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
         for host, name in self.names.items():
             veth = ["type", "veth", "peer", "name", "eth0", "netns", name]
             _ip("-n", self._hub, "link", "add", f"to-{host}", *veth)

@@ -131,3 +131,17 @@ def test_the_window_follows_the_delay(least_s: float) -> None:
     narrow = flow.window
     flow.lost()
     assert flow.window <= narrow
+
+
+def test_what_is_asked_of_an_unknown_owner_is_there_soon_by_any_line() -> None:
+    """At first no more than a narrow line carries in about a second; then as much as it carries."""
+    narrow, wide = Flow(), Flow()
+    assert narrow.window <= 256 << 10
+    assert narrow.piece <= 64 << 10
+    for _ in range(20):
+        narrow.came(narrow.piece, narrow.piece / 250e3)
+        wide.came(wide.piece, 1e-3)
+    assert narrow.window <= 512 << 10
+    assert narrow.piece <= 128 << 10
+    assert wide.piece == _MIB
+    assert wide.window > 8 * _MIB
