@@ -130,12 +130,15 @@ def test_giving_up_ends_the_transfer_of_those_who_asked_and_of_nobody_else(
             assert np.array_equal(b.store.get("d", "v"), value)
             await a.put("w", value)
             alone = asyncio.create_task(b.bring("w"))
-            await asyncio.sleep(0)
+            await until(lambda: bool(b.fetching._under_way), "a transfer")
+            ((transfer, _),) = b.fetching._under_way.values()
             alone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await alone
             assert not b.fetching._under_way
-            await until(lambda: not b.store.has_value("d", "w"), "a transfer went on")
+            await asyncio.wait([transfer], timeout=DEADLINE_S)
+            assert transfer.cancelled()
+            assert not b.store.has_value("d", "w")
 
     run(work())
 

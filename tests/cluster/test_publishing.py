@@ -13,6 +13,7 @@ import pytest
 import shmstore
 from shmstore import lookup, names
 from shmstore.demo.server import NatsServer
+from shmstore.node import protocol, subjects
 from shmstore.node.everywhere import Everywhere
 from shmstore.node.publisher import Publisher
 from shmstore.node.registry import Registry
@@ -341,6 +342,26 @@ def test_old_values_of_a_node_that_was_away_do_not_come_back(
                 away.store.put("d", "new", 1)
                 await away.synced()
                 assert await a.where("d") == {"new": "away"}
+
+    run(work())
+
+
+def test_a_request_to_clear_counts_only_if_the_registry_says_so(
+    root: str, server: NatsServer
+) -> None:
+    """Whoever may send requests may not clear a DAG without raising its epoch."""
+
+    async def work() -> None:
+        async with publishing(server, root, "a") as a:
+            a.store.put("d", "v", 1)
+            await a.synced()
+            async with connected(server.url, "stranger", "default") as connection:
+                for epoch in (1, 5, 1 << 40):
+                    subject = subjects.call_subject("default", "a", "clear")
+                    request = protocol.pack({"dag": "d", "epoch": epoch})
+                    reply = await connection.request(subject, request, DEADLINE_S)
+                    assert protocol.unpack(reply)[0] == {"cleared": False}
+            assert a.store.get("d", "v") == 1
 
     run(work())
 
