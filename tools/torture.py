@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, help="end after so many kills")
     parser.add_argument("--workers", type=int, default=4, help="processes at once (4)")
     parser.add_argument("--root", help="directory for the store (/dev/shm)")
-    parser.add_argument("--capacity", default="16MiB", help="the store's; 0 for none (16MiB)")
+    parser.add_argument("--capacity", default="24MiB", help="the store's; 0 for none (24MiB)")
     parser.add_argument("--pool", default="0", help="the store's; 0 for what it chooses (0)")
     parser.add_argument("--spill", help="directory on disk for what exceeds the capacity")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
