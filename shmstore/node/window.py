@@ -21,6 +21,8 @@ MOST_BYTES = 32 << 20
 _FIRST_BYTES = _LEAST_BYTES = 256 << 10
 _FIRST_PIECE = 64 << 10
 _LEAST_PIECE = 32 << 10
+# A window has so many pieces, so that while one is taken in others are on their way.
+_PIECES = 4
 # What a piece may take on its way, seconds; the server hands on only what it has whole.
 _PIECE_S = 0.5
 # What a piece may wait in queues on its way, seconds: enough to keep all busy.
@@ -51,7 +53,10 @@ class Flow:
         """The most bytes that one piece should have."""
         if self._rate is None:
             return _FIRST_PIECE
-        return max(_LEAST_PIECE, min(int(self._rate * _PIECE_S), LARGEST_PIECE))
+        # Never what the window has not earned yet: the first bytes may come in a burst that
+        # a narrow line allows itself, and tell of a rate that it does not have.
+        most = min(int(self._rate * _PIECE_S), self.window // _PIECES, LARGEST_PIECE)
+        return max(_LEAST_PIECE, most)
 
     def came(self, nbytes: int, took_s: float) -> None:
         """Takes note of a piece that came."""
@@ -68,6 +73,8 @@ class Flow:
     def lost(self) -> None:
         """Takes note of a piece that did not come in time."""
         self._set(self.window // 2)
+        if self._rate is not None:
+            self._rate /= 2
 
     def _set(self, window: int) -> None:
         self.window = max(_LEAST_BYTES, min(window, MOST_BYTES))

@@ -307,8 +307,6 @@ def test_a_long_and_lossy_line_only_takes_longer(network: Network, root: str) ->
         assert not list(b.store.ids("dag"))
 
 
-# Open: beside other tests it ended once in NodeUnreachable, silent for 5 s, and once well.
-@pytest.mark.skipif(not LONG, reason="open: not reliable yet; set SHMSTORE_LONG_TESTS")
 def test_a_narrow_line_is_enough(network: Network, root: str) -> None:
     """A value that takes many seconds at 250 kB/s comes, and most of it only once."""
     _once(network)

@@ -145,3 +145,17 @@ def test_what_is_asked_of_an_unknown_owner_is_there_soon_by_any_line() -> None:
     assert narrow.piece <= 128 << 10
     assert wide.piece == _MIB
     assert wide.window > 8 * _MIB
+
+
+def test_a_burst_at_the_start_is_not_taken_for_the_rate() -> None:
+    """What a line lets through at once tells little: a piece is never more than the window holds."""
+    flow = Flow()
+    flow.came(64 << 10, 0.04)
+    assert flow.piece <= flow.window // 4
+    grown = flow.piece
+    flow.lost()
+    assert flow.piece < grown
+    wide = Flow()
+    for _ in range(100):
+        wide.came(wide.piece, 0.001)
+    assert wide.piece == _MIB
