@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shmstore import names
-from shmstore.errors import NotFound, RegistryUnavailable
+from shmstore.errors import NotFound
 from shmstore.names import encode_id
-from shmstore.node import client
 from shmstore.store_async import in_thread
 
 if TYPE_CHECKING:
@@ -51,11 +50,8 @@ class Registered:
         encode_id(dag_id, "dag_id")
         self._dags.check_open()
         found: dict[str, str] = {}
-        try:
-            for part in self._node.stream("get-all", _LONG_PATIENCE_S, dag=dag_id):
-                found.update(part["entries"])
-        except client.Overdue:
-            raise _overdue(_LONG_PATIENCE_S) from None
+        for part in self._node.registry_stream("get-all", _LONG_PATIENCE_S, dag=dag_id):
+            found.update(part["entries"])
         return found
 
     def clear(self, dag_id: str) -> None:
@@ -81,14 +77,7 @@ class Registered:
 
     def _call(self, op: str, **fields: Any) -> Any:
         self._dags.check_open()
-        try:
-            return self._node.call(op, _PATIENCE_S, **fields)
-        except client.Overdue:
-            raise _overdue(_PATIENCE_S) from None
-
-
-def _overdue(waited_s: float) -> RegistryUnavailable:
-    return RegistryUnavailable(f"no answer within {waited_s:,.0f} s")
+        return self._node.registry_call(op, _PATIENCE_S, **fields)
 
 
 def _check(dag_id: str, id: str) -> None:

@@ -201,13 +201,9 @@ class RemoteCalls:
             RegistryUnavailable: It is not to be reached.
         """
         self._dags.check_open()
-        try:
-            found = list(self._node.stream("nodes", _NODES_S))
-        except client.Overdue:
-            raise RegistryUnavailable(f"no answer within {_NODES_S:g} s") from None
         return [
             NodeInfo(**{**facts, "started_at": datetime.fromtimestamp(facts["started_at"], UTC)})
-            for facts in found
+            for facts in self._node.registry_stream("nodes", _NODES_S)
         ]
 
     @property
@@ -220,15 +216,9 @@ class RemoteCalls:
     # --- Asking the node -------------------------------------------------------------------
 
     def _clear_everywhere(self, dag_id: str) -> ClearReport:
-        answer = self._called("clear", _CLEAR_S, dag=dag_id)
+        answer = self._node.registry_call("clear", _CLEAR_S, dag=dag_id)
         self._dags.forget(dag_id)
         return ClearReport(answer["cleared"], tuple(answer["unreachable"]))
-
-    def _called(self, op: str, timeout_s: float, **fields: Any) -> Any:
-        try:
-            return self._node.call(op, timeout_s, **fields)
-        except client.Overdue:
-            raise RegistryUnavailable(f"no answer within {timeout_s:,.1f} s") from None
 
     def _bring(
         self, dag_id: str, id: str, from_node: str | None, timeout: float, *, refresh: bool

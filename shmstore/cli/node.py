@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from shmstore import names
+from shmstore.cli.place import NAMESPACE, ROOT, chosen
 from shmstore.errors import NodeNotRunning, StoreError, UnusableRoot
 from shmstore.namespace import Namespace
 from shmstore.node import client, spawn
@@ -22,13 +23,6 @@ _CANNOT, _USAGE, _UNREACHABLE = 1, 2, 4
 _STATUS_S = 5.0
 #: The environment variable with how long a node that was started goes on without stores, seconds.
 LINGER = "SHMSTORE_NODE_LINGER"
-
-_ROOT = click.option(
-    "--root", metavar="DIR", help="Root of the store.  [default: $SHMSTORE_ROOT or /dev/shm/…]"
-)
-_NAMESPACE = click.option(
-    "--namespace", metavar="NAME", help="Namespace.  [default: $SHMSTORE_NAMESPACE or default]"
-)
 
 
 class _Json(logging.Formatter):
@@ -47,8 +41,8 @@ class _Json(logging.Formatter):
 
 
 @click.group(invoke_without_command=True)
-@_ROOT
-@_NAMESPACE
+@ROOT
+@NAMESPACE
 @click.option("--nats", metavar="URL", help="NATS server(s).  [default: $SHMSTORE_NATS]")
 @click.option(
     "--name", metavar="NAME", help="Name of this node.  [default: $SHMSTORE_NODE or host]"
@@ -79,7 +73,7 @@ def node(
     _log_to_stderr(log_json, verbose)
     end = _log_and_end if log_json else _end
     try:
-        space = _space(root, namespace)
+        space = Namespace(*chosen(root, namespace))
         from shmstore.node.service import CannotServe, Choices, serve
         from shmstore.node.settings import Settings
 
@@ -101,8 +95,8 @@ def node(
 
 
 @node.command()
-@_ROOT
-@_NAMESPACE
+@ROOT
+@NAMESPACE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def status(context: click.Context, root: str | None, namespace: str | None, as_json: bool) -> None:
@@ -112,7 +106,8 @@ def status(context: click.Context, root: str | None, namespace: str | None, as_j
     """
     root, namespace = root or context.obj[0], namespace or context.obj[1]
     try:
-        told = client.NodeClient(_space(root, namespace), None).call("status", _STATUS_S)
+        space = Namespace(*chosen(root, namespace))
+        told = client.NodeClient(space, None).call("status", _STATUS_S)
     except (ValueError, UnusableRoot) as error:
         _end(str(error), _USAGE)
     except (NodeNotRunning, client.Overdue) as error:
@@ -130,12 +125,6 @@ def status(context: click.Context, root: str | None, namespace: str | None, as_j
         if told["fault"]:
             click.echo(f"What is put here is not registered: {told['fault']}.")
     sys.exit(_UNREACHABLE if told["fault"] else 0)
-
-
-def _space(root: str | None, namespace: str | None) -> Namespace:
-    place = names.default_root() if root is None else names.check_path(root, "--root")
-    name = names.default_namespace() if namespace is None else namespace
-    return Namespace(place, names.check_name(name, "--namespace"))
 
 
 def _log_to_stderr(as_json: bool, verbose: bool) -> None:

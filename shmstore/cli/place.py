@@ -18,14 +18,20 @@ NAMESPACE = click.option(
 )
 
 
+def chosen(root: str | None, namespace: str | None) -> tuple[str, str]:
+    """Root and namespace of the options, or the defaults, checked."""
+    place = names.default_root() if root is None else names.check_path(root, "--root")
+    name = names.default_namespace() if namespace is None else namespace
+    return place, names.check_name(name, "--namespace")
+
+
 def opened(root: str | None, namespace: str | None) -> Store:
     """The store, which must be there: looking at one shall not make one.
 
     Raises:
         UnusableRoot: There is none, or it is not fit.
     """
-    place = names.default_root() if root is None else names.check_path(root, "--root")
-    name = names.default_namespace() if namespace is None else namespace
-    if not os.path.isdir(os.path.join(place, names.check_name(name, "--namespace"))):
+    place, name = chosen(root, namespace)
+    if not os.path.isdir(os.path.join(place, name)):
         raise UnusableRoot(place, f"there is no namespace {name!r} in it")
     return Store(place, name)

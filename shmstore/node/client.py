@@ -17,7 +17,7 @@ from typing import Any
 
 from shmstore import lookup, names
 from shmstore.descriptor import Descriptor
-from shmstore.errors import NodeNotRunning, NodeUnreachable, StoreClosed
+from shmstore.errors import NodeNotRunning, NodeUnreachable, RegistryUnavailable, StoreClosed
 from shmstore.namespace import NODE_BEAT, Namespace
 from shmstore.node import protocol
 from shmstore.node.protocol import Header
@@ -208,6 +208,21 @@ class NodeClient:
             StoreError: Whatever it answers with.
         """
         return ([*self.stream(op, timeout_s, **fields)] or [{}])[0]
+
+    def registry_call(self, op: str, timeout_s: float, **fields: Any) -> Header:
+        """As ``call``, of what the registry is needed for.
+
+        Raises:
+            RegistryUnavailable: There was no answer in time, too.
+        """
+        return ([*self.registry_stream(op, timeout_s, **fields)] or [{}])[0]
+
+    def registry_stream(self, op: str, timeout_s: float, **fields: Any) -> Iterator[Header]:
+        """As ``stream``, likewise."""
+        try:
+            yield from self.stream(op, timeout_s, **fields)
+        except Overdue:
+            raise RegistryUnavailable(f"no answer within {timeout_s:,.1f} s") from None
 
     def stream(self, op: str, timeout_s: float, **fields: Any) -> Iterator[Header]:
         """The parts of an answer in several parts, or the one of an answer in one."""

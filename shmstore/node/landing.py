@@ -214,7 +214,7 @@ class Landing:
             Original: A value of this host has come to stand there meanwhile.
             Cleared: The DAG was cleared meanwhile.
             StoreFull: No room.
-        StoreBusy: The DAG's lock is held up, or others change the entry all the time.
+            StoreBusy: The DAG's lock is held up, or others change the entry all the time.
 
         If the process dies here, the value is there or it is not, as with a put.
         """

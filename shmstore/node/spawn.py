@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -98,6 +97,8 @@ def start(space: Namespace, url: str, node: str) -> bool:
     The node inherits its log, and with it the lock on that: of many who would start one at
     once, one does. If the process dies here, the lock goes with it, or with the node.
     """
+    import subprocess  # here: most processes start no node
+
     try:
         log = client.log_of_started(space)
     except OSError as error:
@@ -115,6 +116,8 @@ def start(space: Namespace, url: str, node: str) -> bool:
 
 
 def _launch(space: Namespace, url: str, node: str, log: int) -> None:
+    import subprocess
+
     command = [sys.executable, "-m", "shmstore", "node", "--root", space.root]
     command += ["--namespace", space.name, "--name", node, "--started"]
     env = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN}

@@ -148,7 +148,7 @@ def test_what_is_asked_of_an_unknown_owner_is_there_soon_by_any_line() -> None:
 
 
 def test_a_burst_at_the_start_is_not_taken_for_the_rate() -> None:
-    """What a line lets through at once tells little: a piece is never more than the window holds."""
+    """What a line lets through at once tells little: a piece stays within the window."""
     flow = Flow()
     flow.came(64 << 10, 0.04)
     assert flow.piece <= flow.window // 4
