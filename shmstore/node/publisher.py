@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -54,10 +55,20 @@ class Publisher:
         registry: The registry.
         node: The node's name.
         incarnation: What tells this content of the namespace from what was there before.
+        still_ours: Raises RegistryUnavailable if the name is not this node's any more: asked
+            before anything is registered, at the start and after each outage.
     """
 
-    def __init__(self, space: Namespace, registry: Registry, node: str, incarnation: str) -> None:
+    def __init__(
+        self,
+        space: Namespace,
+        registry: Registry,
+        node: str,
+        incarnation: str,
+        still_ours: Callable[[], Awaitable[None]],
+    ) -> None:
         self._space, self._registry = space, registry
+        self._still_ours = still_ours
         self._node, self._incarnation = node, incarnation
         self._following = Following(space)
         #: What is to be registered, or, None, to be withdrawn.
@@ -107,6 +118,7 @@ class Publisher:
 
     async def _session(self) -> None:
         await self._registry.prepare()
+        await self._still_ours()
         self._compare_again = False
         self._pending.clear()
         self._following = Following(self._space)

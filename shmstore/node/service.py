@@ -22,7 +22,7 @@ from typing import Any
 import filelock
 
 from shmstore import names, upkeep
-from shmstore.errors import RemoteError, StoreError
+from shmstore.errors import RegistryUnavailable, RemoteError, StoreError
 from shmstore.namespace import BOOT_ID_HIGH, BOOT_ID_LOW, CREATED, NODE_BEAT, Namespace
 from shmstore.node.claims import NameTaken
 from shmstore.node.connection import Connection
@@ -212,7 +212,7 @@ class _Node:
         """Puts the parts together, from the registry up to the socket; ended in reverse."""
         space, name = self._space, self._name
         registry = Registry(connection, space.name, name, incarnation(space))
-        publisher = Publisher(space, registry, name, incarnation(space))
+        publisher = Publisher(space, registry, name, incarnation(space), self._renew)
         self._registry, self._publisher, self._connection = registry, publisher, connection
         everywhere = Everywhere(space, connection, registry, publisher, name)
         await registry.prepare()
@@ -280,12 +280,21 @@ class _Node:
         while True:
             await asyncio.sleep(_RENEW_S)
             try:
-                await self._registry.renew()
-            except NameTaken as taken:
-                self._end(str(taken), failed=True)
-                return
+                await self._renew()
             except StoreError as error:
                 _log.debug("the claim was not renewed: %s", str(error))
+
+    async def _renew(self) -> None:
+        """Renews the claim; ends the node if the name was taken while it was cut off.
+
+        Raises:
+            RegistryUnavailable: It could not be renewed, or was taken.
+        """
+        try:
+            await self._registry.renew()
+        except NameTaken as taken:
+            self._end(str(taken), failed=True)
+            raise RegistryUnavailable("the name was taken") from taken
 
     async def _keep_swept(self) -> None:
         while True:

@@ -51,3 +51,16 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
                 return
             await asyncio.sleep(0.01)
     raise AssertionError(what)
+
+
+def run(work: Awaitable[None]) -> None:
+    """Runs the steps of a test in an event loop of its own, bounded in time."""
+
+    async def bounded() -> None:
+        await asyncio.wait_for(work, 4 * DEADLINE_S)
+
+    asyncio.run(bounded())
+
+
+async def nobodys() -> None:
+    """For a publisher without a claim, whose name nobody takes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ from shmstore.node.fetching import Fetching, Wanted
 from shmstore.node.owner import Owner
 from shmstore.node.publisher import Publisher
 from shmstore.node.registry import Registry
-from tests.cluster.nodes import DEADLINE_S, connected, until
+from tests.cluster.nodes import DEADLINE_S, connected, nobodys, run, until
 
 _MIB = 1 << 20
 
@@ -44,7 +44,7 @@ async def host(server: NatsServer, root: str, node: str) -> AsyncIterator[Host]:
         connection = await ending.enter_async_context(connected(server.url, node, "default"))
         store = ending.enter_context(shmstore.Store(root))
         registry = Registry(connection, "default", node, node)
-        publisher = Publisher(store._dags.space, registry, node, node)
+        publisher = Publisher(store._dags.space, registry, node, node, nobodys)
         owner = Owner(connection, store._dags, "default", node)
         await owner.start()
         ending.push_async_callback(owner.stop)
@@ -56,13 +56,6 @@ async def host(server: NatsServer, root: str, node: str) -> AsyncIterator[Host]:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-def run(work: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(work, 4 * DEADLINE_S)
-
-    asyncio.run(bounded())
 
 
 def sent(server: NatsServer) -> int:

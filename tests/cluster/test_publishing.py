@@ -18,7 +18,7 @@ from shmstore.node.everywhere import Everywhere
 from shmstore.node.publisher import Publisher
 from shmstore.node.registry import Registry
 from shmstore.record import EPOCH
-from tests.cluster.nodes import DEADLINE_S, connected
+from tests.cluster.nodes import DEADLINE_S, connected, nobodys, run, until
 from tests.fault.killing import kill_at
 
 _SEED = 20261124
@@ -44,14 +44,18 @@ class Publishing:
 
 @asynccontextmanager
 async def publishing(
-    server: NatsServer, root: str, node: str = "a", incarnation: str | None = None
+    server: NatsServer,
+    root: str,
+    node: str = "a",
+    incarnation: str | None = None,
+    still_ours: Callable[[], Awaitable[None]] = nobodys,
 ) -> AsyncIterator[Publishing]:
     """The part of a node that registers what is put, at work; a life of its own for each name."""
     incarnation = incarnation or f"1 of {node}"
     space = shmstore.Store(root)._dags.space
     async with connected(server.url, node, "default") as connection:
         registry = Registry(connection, "default", node, incarnation)
-        publisher = Publisher(space, registry, node, incarnation)
+        publisher = Publisher(space, registry, node, incarnation, still_ours)
         registry.on_recreated(publisher.compare_again)
         connection.on_reconnect(publisher.compare_again)
         task = asyncio.create_task(publisher.run())
@@ -64,13 +68,6 @@ async def publishing(
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-def run(work: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(work, 4 * DEADLINE_S)
-
-    asyncio.run(bounded())
 
 
 def test_whatever_is_put_is_registered_by_itself(root: str, server: NatsServer) -> None:
@@ -162,6 +159,32 @@ def test_the_latest_put_tells_where_a_value_is(
             await b.synced()
             async with publishing(server, root, "a") as a:
                 assert (await a.where("d"))["w"] == "b"
+
+    run(work())
+
+
+def test_nothing_is_registered_under_a_name_that_was_taken(root: str, server: NatsServer) -> None:
+    """A node that comes back asks first whether its name is its own, and then registers."""
+    taken = False
+
+    async def still_ours() -> None:
+        if taken:
+            raise shmstore.RegistryUnavailable("the name was taken")
+
+    async def work() -> None:
+        nonlocal taken
+        async with publishing(server, root, still_ours=still_ours) as host:
+            host.store.put("d", "before", 1)
+            await host.synced()
+            taken = True
+            host.publisher.compare_again()
+            await until(lambda: host.publisher.fault == "the name was taken", "it asks")
+            host.store.put("d", "after", 1)
+            await asyncio.sleep(0.5)
+            assert await host.where("d") == {"before": "a"}
+            taken = False
+            await host.synced()
+            assert await host.where("d") == {"before": "a", "after": "a"}
 
     run(work())
 
