@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -21,7 +22,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _LOOPBACK = "127.0.0.1"
 _STARTING_S = 30.0
-_PIECE = 1 << 20
 
 
 def array(nbytes: int) -> Array:
@@ -29,7 +29,7 @@ def array(nbytes: int) -> Array:
     return np.random.default_rng(1).random(nbytes // 8)
 
 
-class HostPeer:
+class HostPeer(ABC):
     """One way.
 
     Attributes:
@@ -45,23 +45,44 @@ class HostPeer:
         """What is missing to take part, and how to get it; None if nothing is."""
         return None
 
-    def give(self, place: str, nbytes: int) -> Any:
-        """In the one process: has the array; returns what the other needs to find it."""
-        raise NotImplementedError
-
+    @abstractmethod
     def open(self, found: Any) -> None:
-        """In the other: prepares to ask for it."""
-        raise NotImplementedError
+        """Prepares to ask for the array.
 
-    def bring(self) -> Array:
-        """In the other: brings it."""
-        raise NotImplementedError
+        Args:
+            found: What ``Plain.give`` returned in the other process; of a cluster, which
+                starts its own processes, a directory and the array's size.
+        """
 
-    def close(self) -> None:
+    @abstractmethod
+    def took(self) -> float:
+        """Seconds that bringing it takes, once."""
+
+    def close(self) -> None:  # noqa: B027  # most have started nothing
         """Ends what was started."""
 
 
-class Tcp(HostPeer):
+class Plain(HostPeer):
+    """A way between two processes of ours: one gives, the other brings."""
+
+    @abstractmethod
+    def give(self, place: str, nbytes: int) -> Any:
+        """In the one process: has the array; returns what the other needs to find it."""
+
+    @abstractmethod
+    def bring(self) -> Array:
+        """In the other: brings it."""
+
+    def took(self) -> float:
+        """Seconds that ``bring`` takes."""
+        start = time.perf_counter()
+        value = self.bring()
+        took = time.perf_counter() - start
+        assert value.nbytes > 0
+        return took
+
+
+class Tcp(Plain):
     """A socket, the least there is."""
 
     name = "TCP on loopback, bare"
@@ -99,7 +120,7 @@ class Tcp(HostPeer):
         return result
 
 
-class RedisTcp(HostPeer):
+class RedisTcp(Plain):
     """GET of a Redis server, whose values end at 512 MB."""
 
     name = "Redis GET"
@@ -164,10 +185,6 @@ class Ray(HostPeer):
         """Ray itself."""
         return None if find_spec("ray") else "Ray: pip install 'shmstore[ray]'"
 
-    def give(self, place: str, nbytes: int) -> Any:
-        """All of it is done by the other end: Ray has one driver."""
-        return place, nbytes
-
     def open(self, found: Any) -> None:
         """Starts both nodes, and an actor on each."""
         import ray
@@ -229,10 +246,6 @@ class Dask(HostPeer):
         """Dask itself."""
         return None if find_spec("distributed") else "Dask: pip install 'shmstore[dask]'"
 
-    def give(self, place: str, nbytes: int) -> Any:
-        """All of it is done by the other end: its client starts the cluster."""
-        return place, nbytes
-
     def open(self, found: Any) -> None:
         """Starts the scheduler and both workers."""
         from distributed import Client, LocalCluster
@@ -271,6 +284,6 @@ def _nbytes_of(value: Array) -> int:
 
 
 #: Those that are brought in another process, in turn with ours.
-PLAIN: tuple[type[HostPeer], ...] = (Tcp, RedisTcp)
+PLAIN: tuple[type[Plain], ...] = (Tcp, RedisTcp)
 #: Those that tell by themselves how long it took.
-CLUSTERS: tuple[type[Ray] | type[Dask], ...] = (Ray, Dask)
+CLUSTERS: tuple[type[HostPeer], ...] = (Ray, Dask)
