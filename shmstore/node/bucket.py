@@ -22,6 +22,9 @@ from shmstore.node.walk import CutOff, Page
 _ANSWER_S = 5.0
 #: How often a walk is begun again where it was cut off.
 _WALKS = 5
+#: How often it goes on behind its end. Where keys change all the time there is always more; one
+#: that had moved away each time just as its turn came would be missed.
+_ROUNDS = 12
 #: How long what marks a removed key stays, so that buckets do not grow by them.
 _MARKER_TTL = "60s"
 
@@ -178,31 +181,39 @@ class Bucket:
         return failed
 
     async def walk(self, pattern: str) -> AsyncIterator[Kept]:
-        """Every key of a pattern, without the removed ones; one that changes may come twice."""
-        start = 1
-        for _ in range(_WALKS):
+        """Every key of a pattern, without the removed ones; one that changes may come twice.
+
+        A key that is overwritten meanwhile moves behind the others, and a page may end just
+        before it is there. So the walk goes on from where it was until there is nothing more.
+        """
+        start, cut_off = 1, 0
+        for _ in range(_ROUNDS):
             page = Page(self._connection, self.name, pattern)
             try:
                 await page.start()
                 answer = await self._ask(page.creation, page.config(start))
                 self._check(answer)
                 pending = int(answer["num_pending"])
+                if not pending:
+                    return
                 while pending:
                     before = start
-                    async for kept, pending in page.read():  # noqa: B007
+                    async for kept, pending in page.read():  # noqa: B007  # the last one counts
                         if kept.revision < start:
                             continue
                         start = kept.revision + 1
                         if not kept.removed:
                             yield kept
-                    if start == before:  # what was still to come was removed meanwhile
+                    if start == before:  # what was still to come was removed, or overwritten
                         break
-                return
             except CutOff:
-                continue
+                cut_off += 1
+                if cut_off == _WALKS:
+                    raise self._connection.unavailable(
+                        "JetStream stops in the middle of its answers"
+                    ) from None
             finally:
                 await page.end()
-        raise self._connection.unavailable("JetStream stops in the middle of its answers")
 
     async def purge(self, pattern: str, below: int) -> int:
         """Frees what is older than a revision; returns how many keys that were."""

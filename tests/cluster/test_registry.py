@@ -522,3 +522,33 @@ def test_without_jetstream_there_is_no_registry(tmp_path: Path) -> None:
 
     with NatsServer(tmp_path, jetstream=False) as bare:
         asyncio.run(scenario(bare.url))
+
+
+def test_what_is_overwritten_all_the_time_is_never_missing_from_a_list(
+    server: NatsServer,
+) -> None:
+    """A key that changes while the keys are listed comes, once or twice, but it comes."""
+    ids = [f"k{n}" for n in range(20)]
+
+    async def scenario() -> None:
+        async with registered(server.url, "a") as writer, registered(server.url, "b") as reader:
+            await writer.put_many([entry("d", id) for id in ids])
+            over = False
+
+            async def overwrite() -> None:
+                n = 0
+                while not over:
+                    n += 1
+                    for id in ids:
+                        await writer.put_many([entry("d", id, nbytes=n)])
+
+            writing = asyncio.create_task(overwrite())
+            try:
+                for _ in range(100):
+                    found = {one.id async for one in reader.get_all("d")}
+                    assert found == set(ids)
+            finally:
+                over = True
+                await writing
+
+    asyncio.run(asyncio.wait_for(scenario(), 4 * DEADLINE_S))
