@@ -141,9 +141,10 @@ def check_rest(fd: int, end: int) -> None:
         _check(fd, status.st_dev, missing)
 
 
-def map_shared(fd: int, size: int) -> mmap.mmap:
-    """Maps ``size`` bytes for reading and storing words; keeps no use of ``fd``."""
-    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, **UNTRACKED)
+def map_shared(fd: int, size: int, writable: bool = True) -> mmap.mmap:
+    """Maps ``size`` bytes for reading and, if ``writable``, storing words; keeps no ``fd``."""
+    access = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, access, **UNTRACKED)
 
 
 def create_file(directory: Descriptor, name: str) -> Descriptor:

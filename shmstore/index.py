@@ -53,7 +53,7 @@ class Index:
 
     __slots__ = ("head", "last", "limit", "map", "mask", "number", "room", "slots")
 
-    def __init__(self, fd: int, number: int, generation: int) -> None:
+    def __init__(self, fd: int, number: int, generation: int, writable: bool = True) -> None:
         size = os.fstat(fd).st_size
         where = names.index_name(number)
         head = os.pread(fd, INDEX_HEADER, 0)
@@ -74,7 +74,7 @@ class Index:
         self.room = room
         self.limit = homes * 2 // 3
         self.last = (room - 1) * 2
-        self.map: mmap.mmap = map_shared(fd, size)
+        self.map: mmap.mmap = map_shared(fd, size, writable)
         whole = memoryview(self.map)
         self.head = whole[:INDEX_HEADER].cast("Q")
         self.slots = whole[INDEX_HEADER:].cast("Q")

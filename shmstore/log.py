@@ -41,7 +41,7 @@ class Log:
 
     __slots__ = ("map", "number", "seed", "size", "view", "words")
 
-    def __init__(self, fd: int, number: int, generation: int) -> None:
+    def __init__(self, fd: int, number: int, generation: int, writable: bool = True) -> None:
         size = os.fstat(fd).st_size
         where = names.log_name(number)
         if size < PAGE or size % 8:
@@ -55,7 +55,7 @@ class Log:
         self.number = number
         self.seed = generation & 0xFFFFFFFFFFFFFFFF
         self.size = size
-        self.map = map_shared(fd, size)
+        self.map = map_shared(fd, size, writable)
         self.view = memoryview(self.map)
         self.words = self.view.cast("Q")
 

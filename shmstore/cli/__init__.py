@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 
 import shmstore
+from shmstore.cli.answer import told_in_a_sentence
 
 __all__ = ["main"]
 
@@ -29,6 +30,7 @@ COMMANDS = {
         "shmstore.cli.demo", "demo", "Run a small DAG over real data; show that nothing is copied."
     ),
     "gc": Command("shmstore.cli.gc", "gc", "Free what nobody needs, or say what that would be."),
+    "ls": Command("shmstore.cli.ls", "ls", "List DAGs, or the values of one."),
     "node": Command(
         "shmstore.cli.node", "node", "Run this host's node, through which others are reached."
     ),
@@ -37,6 +39,11 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is run, not to list it."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs a command; what goes wrong in it is told in a sentence."""
+        with told_in_a_sentence():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands."""

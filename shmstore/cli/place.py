@@ -1,14 +1,19 @@
-"""Which store a command is about: its options, and opening it."""
+"""Which store a command is about: its options, looking at it, and opening it."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from shmstore import names
-from shmstore.errors import UnusableRoot
-from shmstore.store import Store
+
+if TYPE_CHECKING:
+    from shmstore.inspection.snapshot import Snapshot
+    from shmstore.store import Store
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 ROOT = click.option(
     "--root", metavar="DIR", help="Root of the store.  [default: $SHMSTORE_ROOT or /dev/shm/…]"
@@ -16,6 +21,16 @@ ROOT = click.option(
 NAMESPACE = click.option(
     "--namespace", metavar="NAME", help="Namespace.  [default: $SHMSTORE_NAMESPACE or default]"
 )
+_AT = click.option(
+    "--at",
+    metavar="PATH",
+    help="Look at this namespace's or DAG's directory instead, or at a copy of one.",
+)
+
+
+def looked_at(command: _Command) -> _Command:
+    """The options of a command that only looks: ``root``, ``namespace`` and ``at``."""
+    return ROOT(NAMESPACE(_AT(command)))
 
 
 def chosen(root: str | None, namespace: str | None) -> tuple[str, str]:
@@ -25,13 +40,32 @@ def chosen(root: str | None, namespace: str | None) -> tuple[str, str]:
     return place, names.check_name(name, "--namespace")
 
 
-def opened(root: str | None, namespace: str | None) -> Store:
-    """The store, which must be there: looking at one shall not make one.
+def snapshot(root: str | None, namespace: str | None, at: str | None) -> Snapshot:
+    """A look at the store, which changes nothing.
 
     Raises:
-        UnusableRoot: There is none, or it is not fit.
+        NoStore: There is none.
+        UnusableRoot: It cannot be read.
     """
+    from shmstore.inspection.snapshot import Snapshot
+
+    if at is not None:
+        if root is not None:
+            raise click.UsageError("give --root or --at, not both")
+        name = None if namespace is None else names.check_name(namespace, "--namespace")
+        return Snapshot.at(names.check_path(at, "--at"), name)
+    return Snapshot(*chosen(root, namespace))
+
+
+def opened(root: str | None, namespace: str | None) -> Store:
+    """The store, to change it or to ask its node. It must be there.
+
+    Raises:
+        NoStore: There is none: looking at one shall not make one.
+        UnusableRoot: It is not fit.
+    """
+    from shmstore.store import Store
+
     place, name = chosen(root, namespace)
-    if not os.path.isdir(os.path.join(place, name)):
-        raise UnusableRoot(place, f"there is no namespace {name!r} in it")
+    snapshot(place, name, None)
     return Store(place, name)

@@ -113,6 +113,12 @@ def test_imports_of_the_node_point_down_their_list() -> None:
     _hold_to_the_list("### The node", ROOT / "shmstore" / "node", "shmstore.node", 4)
 
 
+def test_imports_of_the_inspection_point_down_their_list() -> None:
+    """docs/design.md lists the inspection's modules, and none imports one above it."""
+    folder = ROOT / "shmstore" / "inspection"
+    _hold_to_the_list("### The inspection", folder, "shmstore.inspection", 1)
+
+
 def test_the_tests_that_stand_for_the_guarantees_exist() -> None:
     """docs/guarantees.md names files and tests that there are."""
     text = (ROOT / "docs" / "guarantees.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import subprocess
@@ -94,14 +95,22 @@ def test_the_public_calls_of_a_store() -> None:
 
 
 def test_all_names_what_is_there() -> None:
-    """``__all__`` is sorted, exists, and holds every public object of the package's module."""
+    """``__all__`` is sorted, is what type checkers see, and each name can be had."""
     assert shmstore.__all__ == sorted(shmstore.__all__)
-    there = {
-        name
-        for name, value in vars(shmstore).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+    tree = ast.parse(inspect.getsource(shmstore))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert set(shmstore.__all__) == there
+    assert seen == shmstore._MODULES
+    assert sorted(seen) == shmstore.__all__
+    for name in shmstore.__all__:
+        assert getattr(shmstore, name) is getattr(sys.modules[str(seen[name])], name)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = shmstore.nothing
 
 
 @pytest.mark.parametrize("name", shmstore.__all__)

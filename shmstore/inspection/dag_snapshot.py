@@ -1,0 +1,468 @@
+"""One DAG's manifest, read as it is now: without its lock, and without changing it.
+
+A manifest can be read at any time, as readers of the store do. Here nothing is put
+right either: what a dead writer left between ``indexed`` and ``tail`` is read from the
+log, an index that cannot be used is done without, and what is damaged is told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shmstore import files, names, record, segment, stored
+from shmstore.descriptor import Descriptor
+from shmstore.entry import Entry
+from shmstore.errors import CorruptValue, NotFound, UnusableRoot
+from shmstore.index import Index, IndexDamagedError
+from shmstore.log import Log
+from shmstore.record import (
+    CHECKPOINT,
+    CREATED_WORD,
+    DELETE,
+    FLAGS_SHIFT,
+    INDEXED,
+    LENGTH_WORD,
+    NBYTES_WORD,
+    PAGE,
+    PUT,
+    SMALLEST,
+    SPILLED,
+    TAIL,
+    Record,
+    Totals,
+    key_hash,
+)
+from shmstore.words import union
+
+_ROUNDS = 32
+_READ_FILES = os.O_RDONLY | os.O_DIRECTORY
+_WORDS = Any  # an array of uint64
+
+
+class Control(NamedTuple):
+    """What a manifest's control page says.
+
+    Attributes:
+        dag_id: The DAG.
+        generation: What tells it from one of the same name before or after.
+        created_ns: When it was created, Unix time.
+        live: False once it has been cleared.
+        log_number: n of ``log.<n>``, the log in use.
+        index_number: m of ``index.<m>``, the index in use.
+        commits: The commit counter.
+        wait_until_ns: Until when waiters have said that they wait, CLOCK_BOOTTIME; 0 for never.
+        ttl_s: Seconds that it is kept unused, 0 for ever.
+        touched_ns: When it was last used, CLOCK_BOOTTIME.
+        swept_ns: When it was last swept by itself, CLOCK_BOOTTIME.
+        epoch: How often it had been cleared everywhere when it began; None if no node knows it.
+    """
+
+    dag_id: str
+    generation: int
+    created_ns: int
+    live: bool
+    log_number: int
+    index_number: int
+    commits: int
+    wait_until_ns: int
+    ttl_s: int
+    touched_ns: int
+    swept_ns: int
+    epoch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A consistent look at the files in use.
+
+    Attributes:
+        control: The control page.
+        log: The log, mapped to ``tail`` at least.
+        tail: Where it ended.
+        indexed: Up to where the index reached.
+        hashes: The hashes in the index's slots.
+        slots: The offsets in them.
+        newer: By key, the offsets of newest records that the index may lack.
+        stopped: Where reading ``newer`` met a record that fails its check, or None.
+        index_bytes: Size of the index's file.
+        index_fault: Why the index was done without, or None.
+    """
+
+    control: Control
+    log: Log
+    tail: int
+    indexed: int
+    hashes: _WORDS
+    slots: _WORDS
+    newer: dict[bytes, int]
+    stopped: int | None
+    index_bytes: int
+    index_fault: str | None
+
+
+class DagSnapshot:
+    """A DAG as of one moment. ``refresh`` takes another one.
+
+    Attributes:
+        token: The name of its directory.
+        directory: The open directory.
+        damaged: Where records were found that fail their check, as far as was read.
+    """
+
+    def __init__(self, directory: Descriptor, token: str, spill: str | None = None) -> None:
+        """Reads the manifest in ``directory``.
+
+        Args:
+            directory: The DAG's, or a copy of it.
+            token: Its name.
+            spill: The directory on disk to which the namespace's values are moved.
+
+        Raises:
+            FileNotFoundError: There is no manifest in it.
+            CorruptValue: It cannot be read.
+            UnusableRoot: Its format is of a newer version.
+        """
+        self.token = token
+        self.directory = directory
+        self.damaged: list[int] = []
+        self._spill = spill
+        self._taken = self._take()
+
+    def refresh(self) -> None:
+        """Takes a look at how it is now. Raises as the class."""
+        self.damaged.clear()
+        self._taken = self._take()
+
+    @property
+    def control(self) -> Control:
+        """Its control page."""
+        return self._taken.control
+
+    @property
+    def dag_id(self) -> str:
+        """Its name."""
+        return self._taken.control.dag_id
+
+    @property
+    def totals(self) -> Totals:
+        """The running totals as of the last commit."""
+        log, tail = self._taken.log, self._taken.tail
+        return log.totals(tail) if tail >= PAGE and not tail & 7 else Totals(0, 0, 0, 0)
+
+    @property
+    def log_bytes(self) -> int:
+        """Size of the log's file."""
+        return self._taken.log.size
+
+    @property
+    def index_bytes(self) -> int:
+        """Size of the index's file; 0 without one."""
+        return self._taken.index_bytes
+
+    @property
+    def pending(self) -> int:
+        """Bytes of committed records that the index lacks: a dead writer's, or of one at work."""
+        return self._taken.tail - self._taken.indexed
+
+    @property
+    def index_fault(self) -> str | None:
+        """Why the index cannot be used, or None."""
+        return self._taken.index_fault
+
+    def records(self, by: str = "stored", reverse: bool = False) -> Iterator[Record]:
+        """The live records.
+
+        Args:
+            by: "stored" for the order in which they were stored, "size" or "name".
+            reverse: The other way round.
+
+        What fails its check is left out and noted in ``damaged``.
+        """
+        taken = self._taken
+        offsets = self._live()
+        if by == "size":
+            sizes = self._words()[(offsets >> np.uint64(3)) + np.uint64(NBYTES_WORD)]
+            offsets = offsets[np.argsort(sizes, kind="stable")]
+        elif by == "name":
+            # Damaged ones last; they are noted when they are read below.
+            keys = [(one.key if one else b"\xff", at) for one, at in self._keyed(offsets)]
+            offsets = np.array([at for _, at in sorted(keys)], dtype=np.uint64)
+        if reverse:
+            offsets = offsets[::-1]
+        for start in range(0, len(offsets), 4096):
+            for offset in offsets[start : start + 4096].tolist():
+                found = taken.log.read(offset)
+                if found is None:
+                    self.damaged.append(offset)
+                elif taken.newer.get(found.key, offset) == offset:
+                    yield found
+
+    def _keyed(self, offsets: _WORDS) -> Iterator[tuple[Record | None, int]]:
+        for offset in offsets.tolist():
+            yield self._taken.log.read(offset), offset
+
+    def _words(self) -> _WORDS:
+        return np.frombuffer(self._taken.log.words, dtype=np.uint64)
+
+    def _live(self) -> _WORDS:
+        """The offsets of live records, in the order of storing."""
+        taken = self._taken
+        more = np.array(sorted(taken.newer.values()), dtype=np.uint64)
+        offsets = union(taken.slots, more)
+        inside = (offsets >= PAGE) & (offsets <= taken.log.size - SMALLEST)
+        inside &= offsets & np.uint64(7) == 0
+        self.damaged += offsets[~inside].tolist()
+        if taken.stopped is not None:
+            self.damaged.append(taken.stopped)
+        offsets = offsets[inside]
+        words = self._words()
+        at = offsets >> np.uint64(3)
+        heads = words[at + np.uint64(LENGTH_WORD)]
+        # What is neither a PUT nor a DELETE is damage, which reading it will tell.
+        kept = heads >> np.uint64(32) & np.uint64(0xFF) != DELETE
+        offsets, heads, at = offsets[kept], heads[kept], at[kept]
+        if (heads & np.uint64(SPILLED << FLAGS_SHIFT)).any():
+            # Moving a value to disk wrote its record anew, at another place.
+            created = words[at + np.uint64(CREATED_WORD)]
+            offsets = offsets[np.argsort(created, kind="stable")]
+        return offsets
+
+    def entries(self, by: str = "stored", reverse: bool = False) -> Iterator[Entry]:
+        """The entries of its values; see ``records``."""
+        return (stored.entry_of(self.dag_id, one) for one in self.records(by, reverse))
+
+    def find(self, id: str) -> Record:
+        """The live record of a value.
+
+        Raises:
+            NotFound: There is none.
+            CorruptValue: It fails its check.
+        """
+        taken = self._taken
+        key = names.encode_id(id, "id")
+        at = taken.newer.get(key)
+        suspects = taken.slots[taken.hashes == np.uint64(key_hash(key))].tolist()
+        for offset in suspects if at is None else [at]:
+            found = taken.log.read(offset)
+            if found is None:
+                where = f"{names.log_name(taken.log.number)} at {offset}"
+                raise CorruptValue("its record fails its check", where, self.dag_id, id)
+            if found.key == key and found.op == PUT:
+                return found
+        raise NotFound(self.dag_id, id)
+
+    def history(self, start: int = PAGE) -> Iterator[tuple[int, Record, Totals]]:
+        """The log's records in the order of their commits, dead ones included.
+
+        Args:
+            start: The offset to begin at.
+
+        Yields:
+            Offset, record, and the running totals after it. A CHECKPOINT ends what
+            compaction moved into this log: what came before has lost its dead records.
+        """
+        log, tail = self._taken.log, self._taken.tail
+        reached = start
+        for offset, found in log.scan(start, tail):
+            reached = offset + found.length
+            yield offset, found, log.totals(reached)
+        if reached != tail:
+            self.damaged.append(reached)
+
+    def payload(self, id: str) -> tuple[Record, memoryview]:
+        """A value's record and its stored bytes, viewed; both as of now.
+
+        The view holds a lease as any reader's does: it keeps nobody waiting.
+
+        Raises:
+            NotFound: There is none.
+            CorruptValue: The record fails its check, or the payload is not there.
+            UnusableRoot: It was moved to a directory on disk that is not there.
+        """
+        for _ in range(_ROUNDS):
+            found = self.find(id)
+            try:
+                return found, self.bytes_of(found)
+            except segment.SegmentGone:
+                self.refresh()  # replaced meanwhile, else there is a new look at damage
+        gone = CorruptValue("its segment is missing", stored.location(found), self.dag_id, id)
+        raise gone
+
+    def bytes_of(self, found: Record) -> memoryview:
+        """The stored bytes of a record. Raises SegmentGone if they are no longer there."""
+        if not found.segment:
+            return memoryview(found.payload)
+        place, spilled = self._place(found)
+        return segment.attach(place, found.segment, found.nbytes, spilled=spilled)
+
+    def _place(self, found: Record) -> tuple[Descriptor, bool]:
+        if not found.flags & SPILLED:
+            return self.directory, False
+        if self._spill is None:
+            raise UnusableRoot("the spill directory", "it is not known where it is")
+        path = os.path.join(self._spill, names.generation_name(self.control.generation))
+        try:
+            return Descriptor.open(path, _READ_FILES), True
+        except OSError as error:
+            why = os.strerror(error.errno or 0).lower()
+            raise UnusableRoot(
+                path, f"values were moved there, and it cannot be read: {why}"
+            ) from None
+
+    def segment_path(self, found: Record) -> str | None:
+        """The path of the file of a record's payload; None if that is in the log."""
+        if not found.segment:
+            return None
+        place, _ = self._place(found)
+        return os.path.join(os.readlink(f"/proc/self/fd/{place.fd}"), stored.location(found))
+
+    def segments(self) -> dict[int, os.stat_result]:
+        """The segments that lie in its directory, by number, named by a record or not."""
+        found = {}
+        for name in files.listed(self.directory):
+            number = names.parse_segment_name(name)
+            if number is not None:
+                try:
+                    found[number] = os.stat(name, dir_fd=self.directory.fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    pass  # freed as we looked
+        return found
+
+    # --- Taking a look --------------------------------------------------------------------
+
+    def _take(self) -> _Taken:
+        for _ in range(_ROUNDS):
+            control = read_control(self.directory)
+            try:
+                log, index = self._open_log(control), self._open_index(control)
+                hashes, slots, start = _copied(log, index)
+            except (CorruptValue, FileNotFoundError, IndexDamagedError) as error:
+                if _files(read_control(self.directory)) != _files(control):
+                    continue  # replaced as we looked
+                why = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+                return self._by_log(control, why)
+            # What was committed while the index was copied, half of it seen there maybe.
+            log = self._covering(control, log)
+            tail = min(log.words[TAIL], log.size)
+            if _files(read_control(self.directory)) != _files(control):
+                continue
+            if not PAGE <= start <= tail:
+                return self._by_log(control, "it reaches further than the log")
+            newer, stopped = _newest(log, start, tail)
+            indexed, size = min(log.words[INDEXED], tail), len(index.map)
+            return _Taken(control, log, tail, indexed, hashes, slots, newer, stopped, size, None)
+        raise CorruptValue("its current files change without end", names.MANIFEST)
+
+    def _by_log(self, control: Control, fault: str) -> _Taken:
+        """A look by the log alone: slow, and right whatever the index says."""
+        try:
+            log = self._open_log(control)
+        except FileNotFoundError:
+            name = names.log_name(control.log_number)
+            raise CorruptValue("it is missing", name, control.dag_id) from None
+        tail = log.words[TAIL]
+        newest, stopped = _newest(log, PAGE, min(tail, log.size))
+        if stopped is None and tail > log.size:
+            stopped = log.size
+        none = np.empty(0, dtype=np.uint64)
+        indexed = log.words[INDEXED]
+        return _Taken(control, log, tail, indexed, none, none, newest, stopped, 0, fault)
+
+    def _open_log(self, control: Control) -> Log:
+        file = self._open(names.log_name(control.log_number))
+        try:
+            return Log(file.fd, control.log_number, control.generation, writable=False)
+        except CorruptValue as error:
+            raise CorruptValue(error.check, error.where, control.dag_id) from None
+        finally:
+            file.close()
+
+    def _covering(self, control: Control, log: Log) -> Log:
+        """The log, mapped anew if it was extended meanwhile."""
+        return log if log.words[TAIL] <= log.size else self._open_log(control)
+
+    def _open_index(self, control: Control) -> Index:
+        file = self._open(names.index_name(control.index_number))
+        try:
+            return Index(file.fd, control.index_number, control.generation, writable=False)
+        finally:
+            file.close()
+
+    def _open(self, name: str) -> Descriptor:
+        return Descriptor.open(name, os.O_RDONLY, within=self.directory.fd)
+
+
+def _files(control: Control) -> tuple[int, bool, int, int]:
+    return control.generation, control.live, control.log_number, control.index_number
+
+
+def _copied(log: Log, index: Index) -> tuple[_WORDS, _WORDS, int]:
+    """Hashes and offsets of an index, and up to where it reached before they were copied."""
+    for attempt in range(_ROUNDS):
+        start = log.words[INDEXED]
+        try:
+            return *index.entries(), start
+        except IndexDamagedError:
+            if attempt == _ROUNDS - 1:
+                raise  # else a writer was storing a slot as it was copied
+    raise AssertionError
+
+
+def _newest(log: Log, start: int, tail: int) -> tuple[dict[bytes, int], int | None]:
+    """The newest records by key between two offsets, and where reading stopped too early."""
+    reached, found = start, {}
+    for offset, one in log.scan(start, tail):
+        reached = offset + one.length
+        if one.op != CHECKPOINT:
+            found[one.key] = offset
+    return found, None if reached == tail else reached
+
+
+def read_control(directory: Descriptor) -> Control:
+    """Reads a manifest's control page.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CorruptValue: It fails its check.
+        UnusableRoot: Its format is of a newer version.
+    """
+    file = Descriptor.open(names.MANIFEST, os.O_RDONLY, within=directory.fd)
+    page = os.pread(file.fd, PAGE + 1, 0)
+    version = record.newer_version(page, record.MANIFEST_MAGIC)
+    if version is not None:
+        raise UnusableRoot(
+            "a DAG's directory",
+            f"its format version {version} is newer than {record.FORMAT_VERSION}, the newest "
+            "that this version of shmstore reads; upgrade shmstore",
+        )
+    fault = record.page_fault(page, record.MANIFEST_MAGIC)
+    if fault is None and len(page) != PAGE:
+        fault = "its size is not that of a page"
+    if fault is not None:
+        raise CorruptValue(fault, names.MANIFEST)
+    words = memoryview(page).cast("Q")
+    size = words[record.ID_LENGTH]
+    dag_id = page[record.ID_OFFSET : record.ID_OFFSET + size].decode(errors="replace")
+    state = words[record.STATE]
+    if state not in (record.LIVE, record.CLEARED):
+        raise CorruptValue(f"its state is {state:#x}", names.MANIFEST, dag_id)
+    epoch = words[record.EPOCH]
+    return Control(
+        dag_id,
+        words[record.GENERATION_HIGH] << 64 | words[record.GENERATION_LOW],
+        words[record.CREATED],
+        state == record.LIVE,
+        words[record.CURRENT] >> 32,
+        words[record.CURRENT] & 0xFFFFFFFF,
+        words[record.COUNTER],
+        words[record.WAIT_DEADLINE],
+        words[record.TTL],
+        words[record.TOUCHED],
+        words[record.SWEPT],
+        epoch - 1 if epoch else None,
+    )
