@@ -34,7 +34,7 @@ _MISSING: Final = object()
 _MOST_ID_BYTES = 8 << 10
 _CLEAR_S = 30.0
 _NODES_S = 10.0
-_VANISHED = "on this host any more: it was brought here, and deleted at once"
+_VANISHED = "it was brought here, and was gone again at once"
 _ALONE = "on this host, and no node is running here that could ask others"
 
 
@@ -75,8 +75,7 @@ class RemoteCalls:
         value = store.get(dag_id, id, mode=mode, default=_MISSING)
         if value is not _MISSING:
             return value
-        where = self._bring(dag_id, id, from_node, timeout, refresh=False)
-        return self._brought(store.get(dag_id, id, mode=mode, default=_MISSING), dag_id, id, where)
+        return self._fetched(dag_id, id, from_node, timeout, mode, refresh=False)
 
     def fetch_remote(
         self,
@@ -93,12 +92,10 @@ class RemoteCalls:
 
         Args and Raises: As of ``get_with_fetch``.
         """
-        store = cast("Store", self)
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
         encode_id(id, "id")
-        where = self._bring(dag_id, id, from_node, timeout, refresh=True)
-        return self._brought(store.get(dag_id, id, mode=mode, default=_MISSING), dag_id, id, where)
+        return self._fetched(dag_id, id, from_node, timeout, mode, refresh=True)
 
     def get_with_timeout(
         self, dag_id: str, id: str, timeout: float = 5.0, *, mode: str = READ
@@ -161,9 +158,17 @@ class RemoteCalls:
         for id in wanted:
             try:
                 found[id] = store.get(dag_id, id)
+            except NotFound:
+                if id in errors:
+                    found.errors[id] = errors[id]
+                    continue
+                # It was here, and gave way to another one, say.
+                try:
+                    found[id] = self._fetched(dag_id, id, None, clock.left_s, READ, refresh=False)
+                except StoreError as error:
+                    found.errors[id] = error
             except StoreError as error:
-                missing = isinstance(error, NotFound)
-                found.errors[id] = errors.get(id, error) if missing else error
+                found.errors[id] = error
         return found
 
     def prefetch(self, dag_id: str, ids: Iterable[str]) -> None:
@@ -220,31 +225,50 @@ class RemoteCalls:
         self._dags.forget(dag_id)
         return ClearReport(answer["cleared"], tuple(answer["unreachable"]))
 
-    def _bring(
-        self, dag_id: str, id: str, from_node: str | None, timeout: float, *, refresh: bool
-    ) -> str:
-        """Has the node bring a value; returns where it was looked for."""
+    def _fetched(
+        self,
+        dag_id: str,
+        id: str,
+        from_node: str | None,
+        timeout: float,
+        mode: str,
+        *,
+        refresh: bool,
+    ) -> Any:
+        """Has the node bring a value, and returns it."""
+        store = cast("Store", self)
         clock, fields = _wanted(dag_id, id, from_node, timeout, refresh)
-        try:
-            self._node.call("bring", clock.left_s, **fields)
-            return _VANISHED
-        except (client.Overdue, NodeNotRunning) as error:
-            return self._not_brought(error, dag_id, id, from_node, clock)
+        while True:
+            alone = False
+            try:
+                self._node.call("bring", clock.left_s, **fields)
+            except (client.Overdue, NodeNotRunning) as error:
+                alone = self._is_alone(error, dag_id, id, from_node, clock)
+            value = store.get(dag_id, id, mode=mode, default=_MISSING)
+            if value is not _MISSING:
+                return value
+            self._check_again(dag_id, id, clock, alone)
 
-    def _not_brought(
+    def _is_alone(
         self, error: Exception, dag_id: str, id: str, from_node: str | None, clock: Countdown
-    ) -> str:
-        """Where a value was looked for that no node has brought, if that is no error."""
+    ) -> bool:
+        """Whether there is no node, and that is no error; raises what is one."""
         if isinstance(error, client.Overdue):
             raise FetchTimeout(dag_id, (id,), clock.passed_s, "the node has not answered") from None
         if from_node is not None or self._node.expected:
             raise error
-        return _ALONE
+        return True
 
-    def _brought(self, value: Any, dag_id: str, id: str, where: str) -> Any:
-        if value is _MISSING:
-            raise NotFound(dag_id, id, where)
-        return value
+    def _check_again(self, dag_id: str, id: str, clock: Countdown, alone: bool) -> None:
+        """Raises what is to be told of a value that is not here; else it is to be brought again.
+
+        A copy that has gone before it could be read, as others needed the room, say, or
+        deleted theirs, is none the less to be had where it is from.
+        """
+        if alone:
+            raise NotFound(dag_id, id, _ALONE)
+        if not clock.left_s:
+            raise FetchTimeout(dag_id, (id,), clock.passed_s, _VANISHED)
 
     def _in_vain(
         self, dag_id: str, id: str, clock: Countdown, trouble: RemoteError | None
@@ -291,9 +315,7 @@ class RemoteCalls:
         value = await store.get_async(dag_id, id, mode=mode, default=_MISSING)
         if value is not _MISSING:
             return value
-        where = await self._bring_async(dag_id, id, from_node, timeout, refresh=False)
-        value = await store.get_async(dag_id, id, mode=mode, default=_MISSING)
-        return self._brought(value, dag_id, id, where)
+        return await self._fetched_async(dag_id, id, from_node, timeout, mode, refresh=False)
 
     async def fetch_remote_async(
         self,
@@ -308,9 +330,7 @@ class RemoteCalls:
         self._dags.check_open()
         encode_id(dag_id, "dag_id")
         encode_id(id, "id")
-        where = await self._bring_async(dag_id, id, from_node, timeout, refresh=True)
-        value = await cast("Store", self).get_async(dag_id, id, mode=mode, default=_MISSING)
-        return self._brought(value, dag_id, id, where)
+        return await self._fetched_async(dag_id, id, from_node, timeout, mode, refresh=True)
 
     async def get_with_timeout_async(
         self, dag_id: str, id: str, timeout: float = 5.0, *, mode: str = READ
@@ -331,8 +351,9 @@ class RemoteCalls:
             nonlocal trouble
             while True:
                 try:
+                    # Again, too, if it came and was gone before we could read it.
                     await client_async.call(self._node, "await", clock.left_s, dag=dag_id, id=id)
-                    return
+                    trouble = None
                 except client.Overdue:
                     return
                 except RemoteError as error:
@@ -370,17 +391,30 @@ class RemoteCalls:
         """As ``nodes``."""
         return await in_thread(self.nodes)
 
-    async def _bring_async(
-        self, dag_id: str, id: str, from_node: str | None, timeout: float, *, refresh: bool
-    ) -> str:
+    async def _fetched_async(
+        self,
+        dag_id: str,
+        id: str,
+        from_node: str | None,
+        timeout: float,
+        mode: str,
+        *,
+        refresh: bool,
+    ) -> Any:
         from shmstore.node import client_async
 
+        store = cast("Store", self)
         clock, fields = _wanted(dag_id, id, from_node, timeout, refresh)
-        try:
-            await client_async.call(self._node, "bring", clock.left_s, **fields)
-            return _VANISHED
-        except (client.Overdue, NodeNotRunning) as error:
-            return self._not_brought(error, dag_id, id, from_node, clock)
+        while True:
+            alone = False
+            try:
+                await client_async.call(self._node, "bring", clock.left_s, **fields)
+            except (client.Overdue, NodeNotRunning) as error:
+                alone = self._is_alone(error, dag_id, id, from_node, clock)
+            value = await store.get_async(dag_id, id, mode=mode, default=_MISSING)
+            if value is not _MISSING:
+                return value
+            self._check_again(dag_id, id, clock, alone)
 
 
 def _wanted(

@@ -350,11 +350,15 @@ class Request:
     def look(self) -> None:
         """Asks, if that is still or again to be done; does not wait.
 
+        Whoever looks once more after an answer has not got what was asked for: it came, and
+        was gone at once. So it is asked for again.
+
         Raises:
             StoreError: What the node answers with, or why it cannot be asked.
         """
         if self._answered:
-            return
+            self._answered = False
+            self.close()
         try:
             if self._link is None:
                 self._link = Link(self._asking.space)

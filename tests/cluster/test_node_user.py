@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,69 @@ def test_nodes_tells_who_is_there(pair: list[Host]) -> None:
     assert all(one.started_at.utcoffset() is not None for one in found.values())
     b.node.kill()
     until(lambda: [one.node for one in a.store.nodes()] == ["a"], "the dead node is forgotten")
+
+
+def test_copies_that_give_way_to_each_other_are_missed_by_nobody(pair: list[Host]) -> None:
+    """With room for two of eight, each call ends in the value or in StoreFull, never NotFound."""
+    a, b = pair
+    ids = [f"v{i}" for i in range(8)]
+    for i, id in enumerate(ids):
+        a.store.put("d", id, np.full(1 << 20, i))
+    a.store.sync()
+    with shmstore.Store(b.root, capacity=20 << 20) as small:
+        wrong: list[object] = []
+
+        def get(first: int) -> None:
+            for i in range(first, first + 2 * len(ids)):
+                try:
+                    value = small.get_with_fetch("d", ids[i % len(ids)], timeout=60)
+                    if value[0] != i % len(ids):
+                        wrong.append(value)
+                    del value
+                except shmstore.StoreFull:
+                    pass
+                except shmstore.StoreError as error:
+                    wrong.append(error)
+
+        threads = [threading.Thread(target=get, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive()
+        assert not wrong
+
+        found = small.synchronize("d", ids, timeout=60)
+        assert set(found) | set(found.errors) == set(ids)
+        assert {type(error) for error in found.errors.values()} == {shmstore.StoreFull}
+
+
+@pytest.mark.parametrize("how", ["get_with_fetch", "fetch_remote", "get_with_timeout"])
+@pytest.mark.parametrize("twin", ["", "_async"])
+def test_a_copy_that_is_deleted_at_once_is_brought_again(
+    pair: list[Host], how: str, twin: str
+) -> None:
+    """Copies that another process deletes as they come are still to be had where they are from."""
+    a, b = pair
+    a.store.put("d", "v", "value", publish=True)
+    call = getattr(b.store, how + twin)
+    over = threading.Event()
+
+    def delete() -> None:
+        with shmstore.Store(b.root) as other:
+            while not over.is_set():
+                try:
+                    other.wait("d", "v", 0.1)
+                    other.delete("d", "v")
+                except (shmstore.NotFound, shmstore.WaitTimeout):
+                    pass
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    try:
+        for _ in range(2 if how == "get_with_timeout" else 20):
+            got = call("d", "v", timeout=60)
+            assert (asyncio.run(got) if twin else got) == "value"
+    finally:
+        over.set()
+        deleting.join(60)
