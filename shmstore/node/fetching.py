@@ -1,7 +1,8 @@
 """Bringing values here: from which node, once however many ask, and when they appear.
 
 A value that is asked for by many is transferred once: the first who asks starts a task, the
-others join it; it is cancelled when the last of them has given up.
+others join it; it is cancelled when the last of them has given up. Those who ask in different
+ways, for a value of a certain node or of whichever has it, share what comes over the network.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Fetching:
         self._node = node
         self._background: set[asyncio.Task[None]] = set()
         self._under_way: dict[Wanted, tuple[asyncio.Task[None], set[object]]] = {}
+        self._transfers: dict[tuple[str, str, str], asyncio.Future[None]] = {}
 
     async def bring(self, wanted: Wanted) -> None:
         """Brings a value here, unless it is here.
@@ -104,6 +106,7 @@ class Fetching:
         if here is not None and (not refresh or not here.flags & UNTRUSTED):
             return  # an original is never replaced by what others have of it
         asked: Entry | None = None
+        clears = 0
         for _ in range(_MOST_MOVES):
             node = from_node
             if node is None:
@@ -119,16 +122,38 @@ class Fetching:
             elif node == self._node:
                 raise NotFound(dag_id, id, "on this host, which is the node that was asked for")
             try:
-                await fetch(self._connection, node, dag_id, id, self._dags)
+                await self._transfer(node, dag_id, id)
                 return
             except Original:
                 return  # put here meanwhile
             except Cleared:
-                raise NotFound(dag_id, id, "any more: its DAG has just been cleared") from None
+                clears += 1
+                if from_node is not None or clears == _MOST_MOVES:
+                    raise NotFound(dag_id, id, "any more: its DAG has just been cleared") from None
+                asked = None  # cleared on this host only, the registry still has it
             except NotFound:
                 if from_node is not None:
                     raise NotFound(dag_id, id, f"on node {node!r}") from None
         raise NotFound(dag_id, id, _NOWHERE)
+
+    async def _transfer(self, node: str, dag_id: str, id: str) -> None:
+        """Fetches a value, or waits for the end of another call's transfer of it."""
+        key = node, dag_id, id
+        while (others := self._transfers.get(key)) is not None:
+            await asyncio.wait((others,))
+            if not others.cancelled():
+                return others.result()
+        mine = self._transfers[key] = asyncio.get_running_loop().create_future()
+        try:
+            await fetch(self._connection, node, dag_id, id, self._dags)
+            mine.set_result(None)
+        except Exception as error:
+            mine.set_exception(error)
+            mine.exception()  # it is told here, whether anybody else waits or not
+            raise
+        finally:
+            mine.cancel()  # does nothing if it is done
+            del self._transfers[key]
 
     def _here(self, dag_id: str, id: str) -> Record | None:
         return self._dags.read(dag_id, reading.find, encode_id(id, "id"))

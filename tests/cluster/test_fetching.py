@@ -136,6 +136,63 @@ def test_giving_up_ends_the_transfer_of_those_who_asked_and_of_nobody_else(
     run(work())
 
 
+def test_calls_of_different_kinds_share_a_transfer(
+    root: str, other_root: str, server: NatsServer
+) -> None:
+    """Who waits, names the node, refreshes or just gets: together they cost one transfer.
+
+    The others get the value also if the one whose transfer it is gives up.
+    """
+    value = np.arange(8 * _MIB)
+
+    async def work() -> None:
+        async with host(server, root, "a") as a, host(server, other_root, "b") as b:
+            waiting = asyncio.create_task(b.fetching.bring_when_stored("d", "v"))
+            await until(lambda: bool(b.fetching._registry._watching), "one waits")
+            before = sent(server)
+            await a.put("v", value)
+            await asyncio.gather(
+                waiting, b.bring("v"), b.bring("v", "a"), b.bring("v", refresh=True)
+            )
+            assert value.nbytes < sent(server) - before < 1.1 * value.nbytes
+
+            await a.put("w", value)
+            first = asyncio.create_task(b.bring("w", "a"))
+            await until(lambda: bool(b.fetching._transfers), "a transfer")
+            others = asyncio.gather(b.bring("w"), b.bring("w", refresh=True))
+            await until(lambda: len(b.fetching._under_way) == 3, "others ask")
+            first.cancel()
+            await others
+            assert np.array_equal(b.store.get("d", "w"), value)
+            assert not b.fetching._transfers
+            with pytest.raises(shmstore.NotFound):
+                await asyncio.gather(b.bring("never", "a"), b.bring("never", "a", refresh=True))
+
+    run(work())
+
+
+def test_a_clear_of_this_host_alone_is_no_reason_to_miss_a_value(
+    root: str, other_root: str, server: NatsServer
+) -> None:
+    """What is being brought into a DAG that is cleared here only is brought once more."""
+    value = np.arange(8 * _MIB)
+
+    async def work() -> None:
+        async with host(server, root, "a") as a, host(server, other_root, "b") as b:
+            await a.put("v", value)
+            b.store.put("d", "own", 1)
+            bringing = asyncio.create_task(b.bring("v"))
+            await until(lambda: bool(b.fetching._transfers), "a transfer")
+            before = sent(server)
+            await until(lambda: sent(server) > before + _MIB, "pieces come")
+            b.store.clear("d")
+            await bringing
+            assert np.array_equal(b.store.get("d", "v"), value)
+            assert not b.store.has_value("d", "own")
+
+    run(work())
+
+
 def test_from_node_goes_straight_there(root: str, other_root: str, server: NatsServer) -> None:
     """Also for what is registered elsewhere, or nowhere; a node without it says NotFound."""
 
