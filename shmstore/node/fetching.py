@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmstore import reading
-from shmstore.errors import NotFound, RemoteError, StoreError
+from shmstore.errors import NotFound, RegistryUnavailable, RemoteError, StoreError
 from shmstore.names import encode_id
 from shmstore.node.transfer import Cleared, Original, fetch
 from shmstore.opened import OpenDags
@@ -29,6 +29,9 @@ _log = logging.getLogger("shmstore.node")
 _MOST_MOVES = 4
 # Between two tries to reach the node of a value that is waited for.
 _AGAIN_S = 1.0
+# How long the registry may be away before that is told, and how often it is asked again.
+_RESTART_S = 3.0
+_RESTART_AGAIN_S = 0.1
 _NOWHERE = "on any host that the registry knows of"
 
 
@@ -110,7 +113,7 @@ class Fetching:
         for _ in range(_MOST_MOVES):
             node = from_node
             if node is None:
-                entry = await self._registry.lookup(dag_id, id, newest=asked is not None)
+                entry = await self._lookup(dag_id, id, newest=asked is not None)
                 if entry is None or entry == asked:
                     raise NotFound(dag_id, id, _NOWHERE)
                 node, asked = entry.node, entry
@@ -135,6 +138,18 @@ class Fetching:
                 if from_node is not None:
                     raise NotFound(dag_id, id, f"on node {node!r}") from None
         raise NotFound(dag_id, id, _NOWHERE)
+
+    async def _lookup(self, dag_id: str, id: str, *, newest: bool) -> Entry | None:
+        """Where a value is; a server that is just being restarted is waited for."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _RESTART_S
+        while True:
+            try:
+                return await self._registry.lookup(dag_id, id, newest=newest)
+            except RegistryUnavailable:
+                if loop.time() > until:
+                    raise
+            await asyncio.sleep(_RESTART_AGAIN_S)
 
     async def _transfer(self, node: str, dag_id: str, id: str) -> None:
         """Fetches a value, or waits for the end of another call's transfer of it."""

@@ -48,6 +48,9 @@ _SWEEP_S = 60.0
 LINGER_S = 60.0
 # How long one that was started for a store waits for the end of another one, if that is ending.
 _GIVES_WAY_S = 1.0
+# How long JetStream may take to answer well at the start, and how often it is asked.
+_ENTER_S = 10.0
+_ENTER_AGAIN_S = 0.5
 # What may be spent on giving up the name when NATS does not answer.
 _RELEASE_S = 2.0
 _CANCEL_AGAIN_S = 0.1
@@ -215,11 +218,7 @@ class _Node:
         publisher = Publisher(space, registry, name, incarnation(space), self._renew)
         self._registry, self._publisher, self._connection = registry, publisher, connection
         everywhere = Everywhere(space, connection, registry, publisher, name)
-        await registry.prepare()
-        try:
-            await registry.claim(incarnation(space))
-        except NameTaken as taken:
-            raise CannotServe(str(taken)) from taken
+        await self._enter(registry)
         ending.push_async_callback(_quietly, registry.release)
         registry.on_recreated(publisher.compare_again)
         connection.on_reconnect(publisher.compare_again)
@@ -244,6 +243,28 @@ class _Node:
         ending.push_async_callback(self._gateway.close)
         for one in work:
             self._spawn(one)
+
+    async def _enter(self, registry: Registry) -> None:
+        """Takes the name, as soon as JetStream answers: it may be starting as we are.
+
+        Raises:
+            CannotServe: The name is another's.
+            RegistryUnavailable: It has not answered for long.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _ENTER_S
+        while True:
+            try:
+                await registry.prepare()
+                await registry.claim(incarnation(self._space))
+                return
+            except NameTaken as taken:
+                raise CannotServe(str(taken)) from taken
+            except RegistryUnavailable as error:
+                if loop.time() > until:
+                    raise
+                _log.info("not serving yet: %s", str(error))
+            await asyncio.sleep(_ENTER_AGAIN_S)
 
     # --- What goes on all the time ------------------------------------------------------
 

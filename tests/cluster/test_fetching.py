@@ -11,6 +11,7 @@ import pytest
 
 import shmstore
 from shmstore.demo.server import NatsServer
+from shmstore.node.connection import Connection
 from shmstore.node.fetching import Fetching, Wanted
 from shmstore.node.owner import Owner
 from shmstore.node.publisher import Publisher
@@ -23,8 +24,15 @@ _MIB = 1 << 20
 class Host:
     """A host's store and the parts of its node that register, give out and bring values."""
 
-    def __init__(self, store: shmstore.Store, publisher: Publisher, fetching: Fetching) -> None:
+    def __init__(
+        self,
+        store: shmstore.Store,
+        publisher: Publisher,
+        fetching: Fetching,
+        connection: Connection,
+    ) -> None:
         self.store, self.publisher, self.fetching = store, publisher, fetching
+        self.connection = connection
 
     async def put(self, id: str, value: object) -> None:
         """Stores a value and has it registered."""
@@ -49,7 +57,8 @@ async def host(server: NatsServer, root: str, node: str) -> AsyncIterator[Host]:
         await owner.start()
         ending.push_async_callback(owner.stop)
         task = asyncio.create_task(publisher.run())
-        made = Host(store, publisher, Fetching(store._dags, registry, connection, node))
+        fetching = Fetching(store._dags, registry, connection, node)
+        made = Host(store, publisher, fetching, connection)
         try:
             await asyncio.wait_for(publisher.barrier(), DEADLINE_S)
             yield made
@@ -189,6 +198,28 @@ def test_a_clear_of_this_host_alone_is_no_reason_to_miss_a_value(
             await bringing
             assert np.array_equal(b.store.get("d", "v"), value)
             assert not b.store.has_value("d", "own")
+
+    run(work())
+
+
+def test_a_server_that_is_restarted_is_no_error(
+    root: str, other_root: str, server: NatsServer
+) -> None:
+    """Who asks while it is away has to wait a little; who asks for long is told so."""
+
+    async def work() -> None:
+        async with host(server, root, "a") as a, host(server, other_root, "b") as b:
+            await a.put("v", 1)
+            server.kill()
+            await until(lambda: not b.connection.connected, "the connection is lost")
+            bringing = asyncio.create_task(b.bring("v"))
+            await until(lambda: bool(b.fetching._under_way), "it is asked for")
+            server.start()
+            await bringing
+            assert b.store.get("d", "v") == 1
+            server.kill()
+            with pytest.raises(shmstore.RegistryUnavailable):
+                await b.bring("w")
 
     run(work())
 

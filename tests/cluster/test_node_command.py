@@ -182,6 +182,24 @@ def test_nats_that_cannot_be_reached(root: str) -> None:
     )
 
 
+def test_jetstream_that_comes_late_is_waited_for(root: str, tmp_path: Path) -> None:
+    """A node that finds a server without JetStream tries for a while, and serves when it is there.
+
+    That of a server that is just starting, or of a leaf node, may come a moment later.
+    """
+    with NatsServer(tmp_path / "bare", jetstream=False) as bare:
+        started = node(root, tmp_path, bare.url, "a")
+        with started as one:
+            one.says("JetStream does not keep this registry")
+            bare.stop()
+            with NatsServer(tmp_path / "nats", port=bare.port):
+                one.serves()
+    with NatsServer(tmp_path / "bare", jetstream=False) as bare:
+        done = _run("node", "--root", root, "--nats", bare.url)
+        assert done.returncode == 4
+        assert "JetStream does not keep this registry" in done.stderr.splitlines()[-1]
+
+
 def test_credentials_that_are_refused(root: str, tmp_path: Path) -> None:
     """The server's refusal is told at once, without the password, with 4."""
     config = 'authorization { user: "me", password: "right" }'

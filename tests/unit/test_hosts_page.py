@@ -127,6 +127,8 @@ def test_the_unit_parses_and_starts_a_node() -> None:
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(block("unit"))
     assert set(unit.sections()) == {"Unit", "Service", "Install"}
+    # Five starts within ten seconds, as when credentials are refused, are systemd's limit.
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
     service = unit["Service"]
     assert service["Type"] == "notify"
     check_call(shlex.split(service["ExecStart"]))
