@@ -76,6 +76,8 @@ class Requests:
         except StoreError:
             raise  # StoreBusy is a TimeoutError, too
         except TimeoutError:
+            if not self._told_status()["connected"]:
+                stage = "there is no connection to NATS"
             raise FetchTimeout(dag_id, ids, timeout_s, stage) from None
 
     async def _bring(self, header: Header) -> Header:

@@ -257,6 +257,22 @@ def _is_right(state: str, name: str, outcome: Any) -> bool:
     return must is None or came in must.split()
 
 
+@pytest.mark.parametrize("state", ["no NATS", "silent NATS"])
+def test_a_timeout_names_what_was_missing(
+    server: NatsServer, root: str, tmp_path: Path, state: str
+) -> None:
+    """Also where the time is over before NATS counts as gone for good, that is what is told."""
+    with _ready(server, root, tmp_path) as (a, b):
+        _STATES[state](server, a, b)
+        until(lambda: not _connected(b), "the connection is lost")
+        with pytest.raises(shmstore.FetchTimeout, match="no connection to NATS"):
+            b.store.get_with_fetch("dag", "id", timeout=0.5)
+
+
+def _connected(host: Host) -> bool:
+    return bool(host.store._node.call("status", _TIMEOUT_S)["connected"])
+
+
 @pytest.mark.parametrize("state", ["no node", "stopped node", "no NATS"])
 def test_what_is_of_this_host_goes_on(
     server: NatsServer, root: str, tmp_path: Path, state: str
