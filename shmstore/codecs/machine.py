@@ -327,7 +327,10 @@ class Machine:
 
     def _append(self, target: Any, items: list[Any]) -> None:
         kind = type(target)
-        if kind is list or kind is collections.deque:
+        if kind is list:
+            target.extend(items)
+        elif kind is collections.deque:
+            self.nest(target, items)
             target.extend(items)
         elif self._allowed(kind):
             for item in items:
@@ -416,7 +419,7 @@ _WITH_ATTRIBUTES: Final = frozenset({types.SimpleNamespace, collections.OrderedD
 def _is_bare(value: Any) -> bool:
     """Whether freeing a value frees what it holds at once, within the same call of C."""
     kind = type(value)
-    if kind is slice or kind is collections.defaultdict:
+    if kind is slice or kind is collections.defaultdict or kind is collections.deque:
         return True
     # numpy need not be imported for this: a value of its cannot be met then.
     return kind.__name__ == "ndarray" and kind.__module__ == "numpy" and value.dtype.hasobject

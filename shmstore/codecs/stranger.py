@@ -18,6 +18,8 @@ from shmstore.codecs.runs import Run
 from shmstore.codecs.trust import CONSTRUCTORS, NOBODY, Trust
 from shmstore.errors import CorruptValue
 
+_MISSING: Final = frozenset({"NAType", "NaTType"})  # pandas'
+
 _shared: Final[dict[str, Callable[..., Any]]] = {
     name: getattr(_wire, name) for name in CONSTRUCTORS
 }
@@ -72,6 +74,7 @@ class _Stranger(Rebuilding):
             "cells": self._cells,
             "fill_cells": self._fill_cells,
             "set_attributes": self._set_attributes,
+            "string_dtype": self._string_dtype,
         }
 
     def _own(self, memory: Any) -> memoryview:
@@ -99,7 +102,24 @@ class _Stranger(Rebuilding):
             self.machine.nest(target, values)
         _wire.fill_cells(target, values)
 
+    def _string_dtype(self, coerce: Any, *na_object: Any) -> Any:
+        """Numpy writes down what is missing as text when it is told, and frees it at any depth."""
+        if not all(_is_single(each) for each in na_object):
+            raise CorruptValue("a StringDType whose missing value holds others", "pickle stream")
+        return _wire.string_dtype(coerce, *na_object)
+
     def _set_attributes(self, target: Any, attributes: Any) -> None:
         if type(target) not in self._classes:
             raise CorruptValue("attributes of an array that has none", "pickle stream")
         _wire.set_attributes(target, attributes)
+
+
+def _is_single(value: Any) -> bool:
+    """Whether a value holds no others."""
+    kind = type(value)
+    if kind in (type(None), bool, int, float, complex, str, bytes):
+        return True
+    # numpy and pandas need not be imported for this.
+    return (
+        kind.__module__ == "numpy" and not hasattr(value, "__len__")
+    ) or kind.__name__ in _MISSING

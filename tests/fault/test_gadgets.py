@@ -340,6 +340,16 @@ SLICES_AND_ARRAYS = (
         for n in range(5, 20_000)
     ) + b"N."
 )  # fmt: skip
+DEQUE = b"\x80\x05" + _NEXT + b"\x8c\x05deque\x93\x940"
+#: Memo: at 0 and 1 the constructors; then each defaultdict and the dtype that has it for missing,
+#: which is put into the defaultdict before.
+STRING_DTYPES = (
+    DEFAULTDICT + _NEXT + b"\x8c\x0cstring_dtype\x93\x940" + b"".join(
+        b"h\x00N\x85R\x94h\x01\x88" + memoized(n) + b"\x86R\x9400"
+        + (memoized(n - 2) + b"K\x00" + memoized(n + 1) + b"s0" if n > 2 else b"")
+        for n in range(2, 2 * N, 2)
+    ) + memoized(3) + b"."
+)  # fmt: skip
 BOMBS: dict[str, bytes] = {
     "tuples": b"\x80\x05)" + b"\x85" * N + b".",
     "tuples as a key": b"\x80\x05})" + b"\x85" * N + b"Ns.",
@@ -347,6 +357,10 @@ BOMBS: dict[str, bytes] = {
     "tuples and slices": SLICE + b"h\x00NN" * N + b"N" + b"\x87R\x85" * N + b".",
     "slices": SLICE + b"h\x00NN" * N + b"N" + b"\x87R" * N + b".",
     "defaultdicts": DEFAULTDICT + b"h\x00N\x85RN" * N + b"N" + b"s" * N + b".",
+    "deques": DEQUE + b"h\x00N\x85R" * N + b"N" + b"a" * N + b".",
+    "deques in slices": DEQUE + SLICE[2:-2] + b"\x940" + b"h\x00N\x85Rh\x01NN" * N + b"N"
+    + b"\x87Ra" * N + b".",
+    "dtypes in what is missing": STRING_DTYPES,
     "object arrays": CELLS + b"".join(
         ONE_CELL + b"0" + filled(n, memoized(n - 1) if n > 3 else b"N") for n in ARRAYS
     ) + memoized(ARRAYS[-1]) + b".",
