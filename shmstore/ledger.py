@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from shmstore import files, names
 from shmstore.crashpoints import reach
@@ -36,6 +36,9 @@ CAPACITY, POOL_LIMIT, USED, RECOUNTS, SWEPT = range(8, 13)
 _PAGE = 4096
 _UNKNOWN = 1 << 62  # an account that nobody has kept; more than any capacity
 _BLOCK = 512  # the unit of st_blocks
+
+#: How often the account had been put right, and how often the process had been forked.
+Moment: TypeAlias = tuple[int, int]
 
 
 class Ledger:
@@ -67,9 +70,13 @@ class Ledger:
         return self._control[USED]
 
     @property
-    def recounts(self) -> int:
-        """How often the account was put right; to be noted before freeing something."""
-        return self._control[RECOUNTS]
+    def recounts(self) -> Moment:
+        """How often the account was put right; to be noted before freeing something.
+
+        And which process it is: a child that is forked in between frees nothing, as its
+        parent goes on.
+        """
+        return self._control[RECOUNTS], here.forks
 
     def reserve(self, nbytes: int, headroom: int = 0) -> Reservation:
         """Takes bytes out of what the capacity allows.
@@ -95,7 +102,7 @@ class Ledger:
             free = max(capacity - used, 0)
             what = f"the capacity of {self._what}"
             raise StoreFull(what, nbytes, free, capacity, headroom or None)
-        control[USED] = used + nbytes
+        self._raise(nbytes)
         reach("ledger:reserved")
         reserved = Reservation(nbytes)
         self._reserved.add(reserved)
@@ -113,7 +120,10 @@ class Ledger:
             self._run(self._raise, reserved.nbytes)
 
     def _raise(self, nbytes: int) -> None:
-        self._control[USED] += nbytes
+        more = self._control[USED] + nbytes
+        if here.lost:
+            raise refused()
+        self._control[USED] = more
 
     def cancel(self, reserved: Reservation | None) -> None:
         """The reserved bytes were not used and are free."""
@@ -128,18 +138,18 @@ class Ledger:
         self._write_note()
         self._lower(freed)
 
-    def give_back(self, nbytes: int, recounts: int) -> None:
+    def give_back(self, nbytes: int, recounts: Moment) -> None:
         """A file that had a name has been freed.
 
         Args:
-            nbytes: Its size.
+            nbytes: What it took.
             recounts: ``recounts`` as of before they were freed.
         """
         if self._control[CAPACITY]:
-            self._run(self._give_back, whole_pages(nbytes), recounts)
+            self._run(self._give_back, nbytes, recounts)
 
-    def _give_back(self, nbytes: int, recounts: int) -> None:
-        if self._control[RECOUNTS] == recounts:
+    def _give_back(self, nbytes: int, recounts: Moment) -> None:
+        if self.recounts == recounts:
             self._lower(nbytes)
 
     def _lower(self, nbytes: int) -> None:
@@ -170,7 +180,9 @@ class Ledger:
                 file.close()
         self.settle(reserved)
 
-    def unlink(self, directory: Descriptor, name: str, cut: tuple[int, int] | None = None) -> bool:
+    def unlink(
+        self, directory: Descriptor, name: str, cut: tuple[int, Moment] | None = None
+    ) -> bool:
         """Removes a file that nobody needs, and gives it back; False if somebody was faster.
 
         Args:
@@ -183,7 +195,7 @@ class Ledger:
             return files.unlink(directory, name)
         recounts = self.recounts
         try:
-            nbytes = os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_size
+            nbytes = taken(os.stat(name, dir_fd=directory.fd, follow_symlinks=False))
         except FileNotFoundError:
             return False
         removed = files.unlink(directory, name)
@@ -266,8 +278,8 @@ class Ledger:
     def _write_note(self) -> None:
         if not self._reserved.noted:
             # So that processes that come and go leave no more than one each.
-            self._drop_dead(dry_run=False)
             self._raise(_PAGE)
+            self._drop_dead(dry_run=False)
         self._reserved.note()
 
     def _run(self, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -291,6 +303,11 @@ def _removed(what: str) -> UnusableRoot:
 def whole_pages(nbytes: int) -> int:
     """What a file of that size takes."""
     return -(-nbytes // _PAGE) * _PAGE
+
+
+def taken(status: os.stat_result) -> int:
+    """What a file takes, as far as its bytes are its own: less than its size, if it has holes."""
+    return min(status.st_blocks * _BLOCK, whole_pages(status.st_size))
 
 
 def _allocated(directory: Descriptor) -> Iterator[int]:

@@ -21,7 +21,7 @@ from shmstore import files, names
 from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.forked import here, refused
-from shmstore.ledger import whole_pages
+from shmstore.ledger import taken
 from shmstore.lock import between_forks
 from shmstore.namespace import Namespace
 
@@ -147,17 +147,19 @@ def discard(space: Namespace, directory: Descriptor, name: str, nbytes: int) -> 
     try:
         if nbytes < SMALLEST:
             return ledger.unlink(directory, name)
-        _empty(file)
-        return ledger.unlink(directory, name, (file.size, recounts))
+        return ledger.unlink(directory, name, (_empty(file), recounts))
     finally:
         file.close()
 
 
-def _empty(file: Descriptor) -> None:
+def _empty(file: Descriptor) -> int:
+    """Frees the memory of a segment that is locked; how much it was."""
+    nbytes = taken(os.fstat(file.fd))
     if here.lost:
         raise refused()
     os.ftruncate(file.fd, 0)
     reach("pool:emptied")
+    return nbytes
 
 
 def trim(space: Namespace, limit: int) -> int:
@@ -195,7 +197,7 @@ def free(space: Namespace, name: str) -> int | None:
 
     If the process dies here, the segment is empty and still in the pool.
     """
-    return _free(space, space.pool, name)
+    return between_forks(_free, space, space.pool, name)
 
 
 def free_viewed(space: Namespace, name: str) -> int | None:
@@ -203,7 +205,7 @@ def free_viewed(space: Namespace, name: str) -> int | None:
 
     If the process dies here, the segment is empty and still in the trash.
     """
-    return _free(space, space.trash, name)
+    return between_forks(_free, space, space.trash, name)
 
 
 def _free(space: Namespace, directory: Descriptor, name: str) -> int | None:
@@ -212,12 +214,12 @@ def _free(space: Namespace, directory: Descriptor, name: str) -> int | None:
     if file is None:
         return None
     try:
-        _empty(file)
+        nbytes = _empty(file)
         files.unlink(directory, name)
     finally:
         file.close()
-    space.ledger.give_back(file.size, recounts)
-    return whole_pages(file.size)
+    space.ledger.give_back(nbytes, recounts)
+    return nbytes
 
 
 def set_limit(space: Namespace, nbytes: int) -> None:
@@ -231,8 +233,10 @@ def unviewed(directory: Descriptor, name: str) -> int | None:
     file = take(directory, name)
     if file is None:
         return None
-    file.close()
-    return whole_pages(file.size)
+    try:
+        return taken(os.fstat(file.fd))
+    finally:
+        file.close()
 
 
 def viewed(space: Namespace) -> list[str]:

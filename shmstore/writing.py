@@ -19,7 +19,7 @@ from shmstore.crashpoints import reach
 from shmstore.descriptor import Descriptor
 from shmstore.errors import UnusableRoot
 from shmstore.forked import here, refused
-from shmstore.ledger import whole_pages
+from shmstore.ledger import taken, whole_pages
 from shmstore.lock import between_forks
 from shmstore.namespace import Namespace
 from shmstore.pool import Claimed
@@ -68,10 +68,10 @@ class Written:
             reach("segment:written")
             return
         nbytes = self._nbytes
-        # What was shorter has been claimed to be written anew, not to be mapped.
+        # What was shorter, or has holes, has been claimed to be written anew, not to be mapped.
         if not (
             nbytes >= warm.SMALLEST
-            and self._file.size >= nbytes
+            and self._reserved is None
             and not here.lost
             and warm.fill(self._space.pool, self._claimed, self._file, parts, nbytes)
         ):
@@ -243,15 +243,18 @@ def _reuse(space: Namespace, claimed: Claimed, nbytes: int) -> Written:
     reserved = None
     try:
         reach("pool:claimed")
-        size = file.size
+        recounts = ledger.recounts
+        size, took = file.size, _taken(file)
         if size > nbytes:
-            recounts = ledger.recounts
             if here.lost:
                 raise refused()
             os.ftruncate(file.fd, nbytes)
-            ledger.give_back(whole_pages(size) - whole_pages(nbytes), recounts)
-        elif size < nbytes:
-            more = whole_pages(nbytes) - whole_pages(size)
+            left = _taken(file)
+            ledger.give_back(took - left, recounts)
+            took = left
+        more = whole_pages(nbytes) - took
+        if more:
+            # It was smaller, or whoever wrote it piece by piece has left holes.
             reserved = ledger.reserve(more)
             files.check_free(space.directory, more)
     except BaseException:
@@ -260,3 +263,11 @@ def _reuse(space: Namespace, claimed: Claimed, nbytes: int) -> Written:
         raise
     # If it fails from here on, it is longer by as much as was written.
     return Written(space, file, nbytes, reserved, claimed.name)
+
+
+def _taken(file: Descriptor) -> int:
+    """What a claimed segment takes, if it still is ours."""
+    status = os.fstat(file.fd)
+    if (status.st_dev, status.st_ino) != (file.device, file.inode):
+        raise OSError(errno.EBADF, _CLOSED)
+    return taken(status)

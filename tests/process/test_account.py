@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import shmstore
-from shmstore import codecs, crashpoints, ledger, lookup, pool, relief, stored
+from shmstore import codecs, crashpoints, ledger, lookup, pool, relief, stored, warm, writing
 from shmstore.ledger import CAPACITY, USED, Ledger
 from tests import reading_files
 from tests.fault.killing import Child, Parent, call, kill_at
 from tests.fault.scenarios import set_word
 from tests.process.test_moved_values import move, on_disk
-from tests.process.test_pool_claims import big
+from tests.process.test_pool_claims import big, segment_of
 
 _MIB = 1 << 20
 
@@ -252,6 +252,36 @@ def test_a_reuse_that_fails_leaves_the_account_right(root: str, kib: int, point:
 
     call(put)
     holds(root)
+    is_exact(root)
+
+
+@pytest.mark.parametrize("then", ["freed", "cut", "kept"])
+def test_an_emptied_segment_with_holes_is_counted_as_it_is(root: str, then: str) -> None:
+    """Whoever wrote it piece by piece, in any order, has died: it takes less than its size."""
+    store = shmstore.Store(root, capacity="8 MiB", pool="8 MiB")
+    store.put("d", "a", big(1, 1024))
+    store.put("d", "other", big(2, 1024))
+    store.delete("d", "a")
+    space = store._dags.space
+    (hollow,) = reading_files.pool(root)
+
+    def begin() -> None:
+        written = writing.begin(space, 2 * _MIB)
+        written.write_at(2 * _MIB - 4096, bytes(4096))
+
+    call(begin)
+    space.ledger.recount()
+    holds(root)
+    if then == "freed":
+        assert pool.trim(space, 0) == _MIB + 4096
+    else:
+        store.put("d", "b", big(3, {"cut": 1536, "kept": 2048}[then]))
+        # Where the file system is full, storing into a hole ends the process.
+        inode = segment_of(store, "b").stat().st_ino
+        assert inode == hollow
+        assert inode not in {kept for _, kept in warm._kept}
+    holds(root)
+    assert space.ledger.missing() == 0
     is_exact(root)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import shmstore
-from shmstore import crashpoints, files, record
+from shmstore import crashpoints, files, pool, record
 from shmstore.descriptor import Descriptor
 from tests import reading_files
 from tests.fault.killing import DEADLINE_S, kill_at
@@ -147,6 +150,73 @@ def test_a_child_forked_as_room_is_made_leaves_the_put_to_its_parent(root: str) 
     assert "StoreBusy" in told
     assert shmstore.Store(root).get("d", "a") == "new"
     reading_files.check(root)
+
+
+def _viewed_when_its_value_died(store: shmstore.Store) -> None:
+    """Leaves a segment in the trash that was viewed when its value died."""
+    store.put("d", "a", large(1))
+    view = store.get("d", "a")
+    store.delete("d", "a")
+    del view
+    gc.collect()
+
+
+def _emptied(store: shmstore.Store) -> None:
+    """Leaves an emptied segment in the pool."""
+    store.put("d", "a", large(1, 1 << 16))
+    store.delete("d", "a")
+
+
+def _cut_for_a_smaller_value(store: shmstore.Store) -> None:
+    """Puts into an emptied segment, and reaches a point of its own when that has been cut."""
+    cut = False
+
+    def profile(frame: FrameType, event: str, what: object) -> None:
+        nonlocal cut
+        if event == "c_return" and cut and what is os.fstat:
+            sys.setprofile(None)
+            crashpoints.reach("cut")
+        cut = cut or (event == "c_return" and what is os.ftruncate)
+
+    sys.setprofile(profile)
+    try:
+        store.put("d", "b", large(2, 1 << 15))
+    finally:
+        sys.setprofile(None)
+
+
+FREEING: dict[str, tuple[Callable[[shmstore.Store], None], str, Callable[[shmstore.Store], Any]]]
+FREEING = {
+    "trim": (_emptied, "pool:emptied", lambda store: pool.trim(store._dags.space, 0)),
+    "gc": (_viewed_when_its_value_died, "pool:emptied", lambda store: store.gc()),
+    "put": (_emptied, "cut", _cut_for_a_smaller_value),
+}
+
+
+@pytest.mark.parametrize("way", FREEING)
+def test_a_child_gives_back_nothing_that_its_parent_frees(root: str, way: str) -> None:
+    """What is freed as a child is forked is given back once: no account is ever too low."""
+    prepare, point, free = FREEING[way]
+    store = shmstore.Store(root, capacity="8 MiB")
+    prepare(store)
+    store._dags.space.ledger.recount()
+    with forked_at(point, lambda: free(store)) as go:
+        told = go()
+    assert "StoreBusy" in told or way == "put"
+    assert store._dags.space.ledger.missing() == 0
+    assert store.check() == []
+
+
+def test_a_child_leaves_the_account_alone_of_which_its_parent_has_the_lock(root: str) -> None:
+    """What others have reserved since then stays reserved."""
+    store = shmstore.Store(root, capacity="8 MiB")
+    store.put("d", "a", 1)
+    store = shmstore.Store(root)  # which has no note of reservations yet
+    with forked_at("ledger:reserved", lambda: store.put("d", "b", large(1))) as go:
+        before = reading_files.account(root).used
+        told = go()
+        assert reading_files.account(root).used == before
+    assert "StoreBusy" in told
 
 
 class _Forking(bytearray):
