@@ -26,14 +26,43 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "check": Command(
+        "shmstore.cli.check",
+        "check",
+        "Hold everything against everything else; mend what can be mended.",
+    ),
+    "clear": Command("shmstore.cli.clear", "clear", "Remove a whole DAG, here or on all nodes."),
+    "dags": Command(
+        "shmstore.cli.dags", "dags", "List the DAGs: what they hold and what they take."
+    ),
     "demo": Command(
         "shmstore.cli.demo", "demo", "Run a small DAG over real data; show that nothing is copied."
     ),
+    "du": Command("shmstore.cli.du", "du", "Show what the store takes, and for what."),
+    "export": Command(
+        "shmstore.cli.export", "export", "Write a value to a Parquet, CSV, Arrow or npy file."
+    ),
+    "fetch": Command("shmstore.cli.nodes", "fetch", "Bring a value here from another host."),
     "gc": Command("shmstore.cli.gc", "gc", "Free what nobody needs, or say what that would be."),
+    "graph": Command("shmstore.cli.graph", "graph", "Draw which values were computed from which."),
+    "log": Command("shmstore.cli.log", "log", "Show what was stored in a DAG and deleted from it."),
     "ls": Command("shmstore.cli.ls", "ls", "List DAGs, or the values of one."),
+    "metrics": Command("shmstore.cli.metrics", "metrics", "Print figures for Prometheus."),
     "node": Command(
         "shmstore.cli.node", "node", "Run this host's node, through which others are reached."
     ),
+    "nodes": Command("shmstore.cli.nodes", "nodes", "List the nodes of all hosts."),
+    "path": Command(
+        "shmstore.cli.path", "path", "Print where a value's bytes are, for other programs."
+    ),
+    "readers": Command(
+        "shmstore.cli.readers", "readers", "Show which processes view which values."
+    ),
+    "rm": Command("shmstore.cli.rm", "rm", "Delete values."),
+    "show": Command("shmstore.cli.show", "show", "Show the beginning of a value."),
+    "stat": Command("shmstore.cli.stat", "stat", "Show what is known about a value."),
+    "watch": Command("shmstore.cli.watch", "watch", "Follow what is stored and deleted."),
+    "where": Command("shmstore.cli.nodes", "where", "Say which node has a value."),
 }
 
 

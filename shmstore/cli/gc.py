@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 
 import click
 
+from shmstore.cli.answer import FAILED, JSON, document
 from shmstore.cli.place import NAMESPACE, ROOT, opened
-from shmstore.errors import StoreError, UnusableRoot
+from shmstore.cli.text import safe
 
-_FAILED, _USAGE = 1, 2
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -36,7 +35,7 @@ def _span(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="SPAN",
     help="Let DAGs go, too, that nobody has written to or opened for so long (15m, 12h, 7d).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def gc(
     root: str | None,
     namespace: str | None,
@@ -48,18 +47,11 @@ def gc(
 
     Safe beside processes that use the store, and when all of them are dead.
     """
-    try:
-        with opened(root, namespace) as store:
-            report = store.gc(dry_run, older_than=older_than)
-    except (ValueError, UnusableRoot) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(_USAGE)
-    except StoreError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(_FAILED)
+    with opened(root, namespace) as store:
+        report = store.gc(dry_run, older_than=older_than)
     if as_json:
-        told = {**dataclasses.asdict(report), "freed_bytes": report.freed_bytes}
-        click.echo(json.dumps(told, indent=2))
+        document("gc", {**dataclasses.asdict(report), "freed_bytes": report.freed_bytes})
     else:
-        click.echo(str(report))
-    sys.exit(_FAILED if report.failed else 0)
+        for line in str(report).splitlines():
+            click.echo(safe(line))
+    sys.exit(FAILED if report.failed else 0)

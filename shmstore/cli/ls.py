@@ -48,11 +48,14 @@ def ls(
     reverse: bool,
     as_json: bool,
 ) -> None:
-    """Lists the DAGs, or the values of a DAG: those whose id matches GLOB (*, ?, [a-z])."""
+    """Lists the DAGs, or the values of a DAG: those whose id matches GLOB (*, ?, [a-z]).
+
+    With --at DIRECTORY of one DAG, its values.
+    """
     looked = snapshot(root, namespace, at)
-    if what is None:
+    if what is None and looked.whole:
         sys.exit(_dags(looked, as_json))
-    dag, glob = looked.named(what)
+    dag, glob = (looked.alone(), None) if what is None else looked.named(what)
     entries = _matching(dag, glob, _ORDERS[sort], reverse)
     if as_json:
         stream(line("entry", entry_facts(entry)) for entry in entries)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from shmstore import names
+from shmstore.errors import UnusableRoot
 
 if TYPE_CHECKING:
     from shmstore.inspection.snapshot import Snapshot
@@ -57,7 +58,7 @@ def snapshot(root: str | None, namespace: str | None, at: str | None) -> Snapsho
     return Snapshot(*chosen(root, namespace))
 
 
-def opened(root: str | None, namespace: str | None) -> Store:
+def opened(root: str | None, namespace: str | None, nats: str | None = None) -> Store:
     """The store, to change it or to ask its node. It must be there.
 
     Raises:
@@ -67,5 +68,11 @@ def opened(root: str | None, namespace: str | None) -> Store:
     from shmstore.store import Store
 
     place, name = chosen(root, namespace)
-    snapshot(place, name, None)
-    return Store(place, name)
+    settings = snapshot(place, name, None).settings
+    if settings is not None and not settings.this_start:
+        raise UnusableRoot(
+            f"{place}/{name}",
+            "it is from before the machine's last start, and whoever opens it clears it; "
+            "commands that only look still read it",
+        )
+    return Store(place, name, nats=nats)

@@ -155,6 +155,11 @@ class DagSnapshot:
         return log.totals(tail) if tail >= PAGE and not tail & 7 else Totals(0, 0, 0, 0)
 
     @property
+    def tail(self) -> int:
+        """Where the log ended."""
+        return self._taken.tail
+
+    @property
     def log_bytes(self) -> int:
         """Size of the log's file."""
         return self._taken.log.size
@@ -237,7 +242,11 @@ class DagSnapshot:
         return (stored.entry_of(self.dag_id, one) for one in self.records(by, reverse))
 
     def find(self, id: str) -> Record:
-        """The live record of a value.
+        """The live record of a value; see ``locate``."""
+        return self.locate(id)[1]
+
+    def locate(self, id: str) -> tuple[int, Record]:
+        """The offset in the log of a value's live record, and the record.
 
         Raises:
             NotFound: There is none.
@@ -253,7 +262,7 @@ class DagSnapshot:
                 where = f"{names.log_name(taken.log.number)} at {offset}"
                 raise CorruptValue("its record fails its check", where, self.dag_id, id)
             if found.key == key and found.op == PUT:
-                return found
+                return offset, found
         raise NotFound(self.dag_id, id)
 
     def history(self, start: int = PAGE) -> Iterator[tuple[int, Record, Totals]]:
@@ -319,7 +328,12 @@ class DagSnapshot:
         if not found.segment:
             return None
         place, _ = self._place(found)
-        return os.path.join(os.readlink(f"/proc/self/fd/{place.fd}"), stored.location(found))
+        return os.path.join(_path_of(place), stored.location(found))
+
+    @property
+    def path(self) -> str:
+        """The path of its directory."""
+        return _path_of(self.directory)
 
     def segments(self) -> dict[int, os.stat_result]:
         """The segments that lie in its directory, by number, named by a record or not."""
@@ -395,6 +409,10 @@ class DagSnapshot:
 
     def _open(self, name: str) -> Descriptor:
         return Descriptor.open(name, os.O_RDONLY, within=self.directory.fd)
+
+
+def _path_of(directory: Descriptor) -> str:
+    return os.readlink(f"/proc/self/fd/{directory.fd}")
 
 
 def _files(control: Control) -> tuple[int, bool, int, int]:

@@ -152,6 +152,11 @@ class Snapshot:
         except OSError:
             return None
 
+    def check_there(self) -> None:
+        """Raises NoStore if the namespace has been removed since it was opened."""
+        if not self._dags.intact():
+            raise NoStore(self.path, "it has been removed")
+
     def tokens(self) -> list[str]:
         """The names of the DAGs' directories, in order."""
         if self._only is not None:
@@ -178,10 +183,17 @@ class Snapshot:
             UnusableRoot: Its format is of a newer version.
         """
         names.encode_id(dag_id, "dag_id")
-        token = self._only or names.dag_token(dag_id)
-        found = self._dag(token)
+        found = self._dag(self._only or names.dag_token(dag_id))
         if found is None or not found.control.live or found.dag_id != dag_id:
             raise NoDag(dag_id, self.path)
+        return found
+
+    def alone(self) -> DagSnapshot:
+        """The one DAG, if this is the directory of one. Raises as ``dag``."""
+        assert self._only is not None
+        found = self._dag(self._only)
+        if found is None or not found.control.live:
+            raise NoDag(self._name_of(self._only), self.path)
         return found
 
     def named(self, argument: str) -> tuple[DagSnapshot, str | None]:

@@ -1,0 +1,111 @@
+"""``shmstore export``: writes a value to a file for other programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import click
+
+from shmstore.cli.answer import say
+from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.show import NeedsUnsafe
+from shmstore.cli.text import safe, size
+from shmstore.errors import UnsafeValue
+from shmstore.inspection import export as forms
+from shmstore.inspection import shape
+
+
+@click.command()
+@looked_at
+@click.argument("dag_id", metavar="DAG")
+@click.argument("id", metavar="ID")
+@click.option(
+    "-o", "--output", "path", required=True, metavar="FILE", help="The file; - for stdout."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(forms.FORMS)),
+    help="Its form; raw: the stored bytes as they are.  [default: by the suffix]",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--unsafe", is_flag=True, help="Run what a pickle of this host says.")
+def export(
+    root: str | None,
+    namespace: str | None,
+    at: str | None,
+    dag_id: str,
+    id: str,
+    path: str,
+    form: str | None,
+    force: bool,
+    unsafe: bool,
+) -> None:
+    """Writes a value to a Parquet, CSV, Arrow IPC or npy file.
+
+    The file appears whole or not at all.
+    """
+    if form is None:
+        if path == "-":
+            raise click.UsageError("say the form of what goes to stdout with --format")
+        form = forms.form_of(path)
+    if path != "-" and os.path.lexists(path) and not force:
+        raise click.UsageError(f"{safe(path)} is there; --force replaces it")
+    dag = snapshot(root, namespace, at).dag(dag_id)
+    if form == "raw":
+        _, payload = dag.payload(id)
+
+        def write(out: IO[bytes]) -> None:
+            out.write(payload)
+    else:
+        try:
+            _, value = shape.value_of(dag, id, unsafe)
+        except UnsafeValue as error:
+            if unsafe:
+                raise
+            raise NeedsUnsafe(error.what, dag_id, id, error.origin) from None
+        chosen = form
+
+        def write(out: IO[bytes]) -> None:
+            forms.write(value, chosen, out)
+
+    if path == "-":
+        write(sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        _write_whole(path, write)
+    except OSError as error:
+        raise click.ClickException(f"{safe(path)} cannot be written: {error.strerror}") from None
+    say(f"Wrote {safe(path)}, {size(os.path.getsize(path))}.")
+
+
+def _write_whole(path: str, write: Callable[[IO[bytes]], None]) -> None:
+    with _aside(path) as out:
+        write(out)
+
+
+@contextmanager
+def _aside(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes its place when it is whole."""
+    directory = os.path.dirname(path) or "."
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".shmstore-", delete=False) as out:
+        try:
+            yield out
+            out.flush()
+            os.fchmod(out.fileno(), 0o666 & ~_umask())
+            os.replace(out.name, path)
+        except BaseException:
+            os.unlink(out.name)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
