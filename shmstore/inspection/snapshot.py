@@ -27,6 +27,7 @@ from shmstore.namespace import (
 )
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_ROUNDS = 32
 
 
 class NoStore(UnusableRoot):
@@ -214,18 +215,34 @@ class Snapshot:
         raise NoDag(argument, self.path)
 
     def _dag(self, token: str) -> DagSnapshot | None:
-        try:
-            directory = Descriptor.open(token, _DIRECTORY, within=self._dags.fd)
-            return DagSnapshot(directory, token, self.spill)
-        except (FileNotFoundError, NotADirectoryError):
-            if not _has(self._dags, token):
+        """The DAG in a directory; None if there is none."""
+        for _ in range(_ROUNDS):
+            try:
+                directory = Descriptor.open(token, _DIRECTORY, within=self._dags.fd)
+            except (FileNotFoundError, NotADirectoryError):
                 return None
-            raise CorruptValue("it is missing", names.MANIFEST, self._name_of(token)) from None
-        except CorruptValue as error:
+            except PermissionError as error:
+                raise _refused(os.path.join(self.path, names.DAGS, token), error) from None
+            try:
+                return DagSnapshot(directory, token, self.spill)
+            except (FileNotFoundError, CorruptValue) as error:
+                if not self._is_at(token, directory):
+                    continue  # cleared as we looked, and maybe made anew
+                raise self._damaged(token, error) from None
+        raise CorruptValue("it is made anew without end", names.MANIFEST, self._name_of(token))
+
+    def _is_at(self, token: str, directory: Descriptor) -> bool:
+        try:
+            status = os.stat(token, dir_fd=self._dags.fd)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == (directory.device, directory.inode)
+
+    def _damaged(self, token: str, error: Exception) -> CorruptValue:
+        if isinstance(error, CorruptValue):
             dag_id = error.dag_id or self._name_of(token)
-            raise CorruptValue(error.check, error.where, dag_id, error.id) from None
-        except PermissionError as error:
-            raise _refused(os.path.join(self.path, names.DAGS, token), error) from None
+            return CorruptValue(error.check, error.where, dag_id, error.id)
+        return CorruptValue("it is missing", names.MANIFEST, self._name_of(token))
 
     def _name_of(self, token: str) -> str:
         return names.parse_dag_token(token) or token
