@@ -343,9 +343,17 @@ class Refused(UnusableRoot):
         return f"{self.path} may not be read: {self.why}."
 
 
-def _refused(path: str, error: OSError) -> UnusableRoot:
-    try:
-        owner = f"it belongs to user {os.stat(path).st_uid} and you are {os.geteuid()}"
-    except OSError:
-        owner = os.strerror(error.errno or 0).lower()
-    return Refused(path, owner)
+def _refused(path: str, error: OSError) -> Refused:
+    """The error for what may not be read; names whose it is, as far up as that is told."""
+    place = path
+    while place != "/":
+        try:
+            owner = os.stat(place).st_uid
+        except OSError:
+            place = os.path.dirname(place)
+            continue
+        if owner != os.geteuid():
+            whose = "it" if place == path else place
+            return Refused(path, f"{whose} belongs to user {owner} and you are {os.geteuid()}")
+        break
+    return Refused(path, os.strerror(error.errno or 0).lower())

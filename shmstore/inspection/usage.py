@@ -30,7 +30,7 @@ class DagUsage:
         values: How many live.
         payload: What its live values' payloads hold, wherever they lie.
         segments: Files of live values.
-        log: Its log, inline values and what is dead in it included.
+        log: Its log, inline values and what is dead in it included, and its page.
         dead: What of the log no live record needs: compaction frees it.
         index: Its index.
         leftover: Segments of no live value, logs and indexes not in use: gc frees them.
@@ -126,21 +126,19 @@ def of_dag(dag: DagSnapshot) -> DagUsage:
         elif found.segment:
             live.add(found.segment)
     control = dag.control
+    current = (names.log_name(control.log_number), names.index_name(control.index_number))
     segments = log = index = leftover = 0
     for name in files.listed(dag.directory):
-        took = _took(dag.directory, name)
+        took = files.allocated(dag.directory, name)
         number = names.parse_segment_name(name)
-        if number is not None:
-            segments, leftover = (
-                (segments + took, leftover) if number in live else (segments, leftover + took)
-            )
-        elif name == names.log_name(control.log_number):
-            log = took
-        elif name == names.index_name(control.index_number):
-            index = took
-        else:  # the page and the lock, too: a page or nothing
-            leftover += took if names.parse_numbered(name) else 0
-            log += 0 if names.parse_numbered(name) else took
+        if number in live:
+            segments += took
+        elif name == current[1]:
+            index += took
+        elif name == current[0] or not (number or names.parse_numbered(name)):
+            log += took  # with the manifest's page
+        else:
+            leftover += took
     totals = dag.totals
     return DagUsage(
         dag.dag_id, totals.live, totals.nbytes, segments, log, totals.dead, index, leftover, spilled
@@ -170,10 +168,6 @@ def by(looked: Snapshot, what: str) -> list[tuple[str, int, int]]:
             group[1] += entry.nbytes
     found = [(name, count, nbytes) for name, (count, nbytes) in groups.items()]
     return sorted(found, key=lambda one: (-one[2], one[0]))
-
-
-def _took(directory: Descriptor, name: str) -> int:
-    return files.allocated(directory, name)
 
 
 def _own(looked: Snapshot) -> int:
