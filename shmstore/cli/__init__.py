@@ -32,11 +32,17 @@ COMMANDS = {
         "Hold everything against everything else; mend what can be mended.",
     ),
     "clear": Command("shmstore.cli.clear", "clear", "Remove a whole DAG, here or on all nodes."),
+    "completion": Command(
+        "shmstore.cli.completion", "completion", "Print what makes a shell complete the rest."
+    ),
     "dags": Command(
         "shmstore.cli.dags", "dags", "List the DAGs: what they hold and what they take."
     ),
     "demo": Command(
         "shmstore.cli.demo", "demo", "Run a small DAG over real data; show that nothing is copied."
+    ),
+    "doctor": Command(
+        "shmstore.cli.doctor", "doctor", "Look at what of this machine is in a store's way."
     ),
     "du": Command("shmstore.cli.du", "du", "Show what the store takes, and for what."),
     "export": Command(

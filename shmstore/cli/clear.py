@@ -8,7 +8,7 @@ import click
 
 from shmstore.cli.answer import JSON, UNREACHABLE, confirmed, document, fault, say
 from shmstore.cli.nodes import NATS
-from shmstore.cli.place import NAMESPACE, ROOT, opened, snapshot
+from shmstore.cli.place import DAG, NAMESPACE, ROOT, opened, snapshot
 from shmstore.cli.text import count, safe
 
 
@@ -16,7 +16,7 @@ from shmstore.cli.text import count, safe
 @ROOT
 @NAMESPACE
 @NATS
-@click.argument("dag_id", metavar="DAG")
+@DAG
 @click.option("--all-nodes", is_flag=True, help="On every host of this namespace.")
 @click.option("--force", is_flag=True, help="Do not ask.")
 @JSON

@@ -12,7 +12,7 @@ from typing import IO
 import click
 
 from shmstore.cli.answer import say
-from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.place import DAG, ID, looked_at, snapshot
 from shmstore.cli.show import NeedsUnsafe
 from shmstore.cli.text import safe, size
 from shmstore.errors import UnsafeValue
@@ -22,8 +22,8 @@ from shmstore.inspection import shape
 
 @click.command()
 @looked_at
-@click.argument("dag_id", metavar="DAG")
-@click.argument("id", metavar="ID")
+@DAG
+@ID
 @click.option(
     "-o", "--output", "path", required=True, metavar="FILE", help="The file; - for stdout."
 )

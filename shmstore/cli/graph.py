@@ -9,14 +9,14 @@ import click
 
 from shmstore.cli.answer import JSON, document, say, stream
 from shmstore.cli.ls import told_damage
-from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.place import DAG, looked_at, snapshot
 from shmstore.cli.text import safe, size
 from shmstore.inspection import graph as drawing
 
 
 @click.command()
 @looked_at
-@click.argument("dag_id", metavar="DAG")
+@DAG
 @click.option(
     "--format",
     "form",

@@ -12,7 +12,7 @@ import click
 from shmstore import provenance, stored
 from shmstore.cli.answer import JSON_LINES, line, stream
 from shmstore.cli.ls import told_damage
-from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.place import DAG, looked_at, snapshot
 from shmstore.cli.text import local, safe, size, utc
 from shmstore.record import CHECKPOINT, DELETE, PUT, SPILLED, UNTRUSTED
 
@@ -26,7 +26,7 @@ _Event = tuple[int, "Record", "Totals"]
 
 @click.command()
 @looked_at
-@click.argument("dag_id", metavar="DAG")
+@DAG
 @click.option("-n", "last", type=click.IntRange(1), metavar="N", help="Only the last N.")
 @click.option("-r", "--reverse", is_flag=True, help="The newest first.")
 @JSON_LINES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shmstore.cli.answer import JSON, document, entry_facts, head, say
-from shmstore.cli.place import NAMESPACE, ROOT, opened
+from shmstore.cli.place import DAG, ID, NAMESPACE, ROOT, opened
 from shmstore.cli.text import columns, safe, size
 from shmstore.errors import UnsafeValue, Unserializable
 
@@ -51,8 +51,8 @@ def nodes(root: str | None, namespace: str | None, nats: str | None, as_json: bo
 @ROOT
 @NAMESPACE
 @NATS
-@click.argument("dag_id", metavar="DAG")
-@click.argument("id", metavar="ID")
+@DAG
+@ID
 @JSON
 def where(
     root: str | None, namespace: str | None, nats: str | None, dag_id: str, id: str, as_json: bool
@@ -71,8 +71,8 @@ def where(
 @ROOT
 @NAMESPACE
 @NATS
-@click.argument("dag_id", metavar="DAG")
-@click.argument("id", metavar="ID")
+@DAG
+@ID
 @click.option("--from", "from_node", metavar="NODE", help="Ask this node, not the registry.")
 @click.option(
     "--timeout",

@@ -9,7 +9,7 @@ import click
 
 from shmstore import codecs, names, provenance
 from shmstore.cli.answer import JSON, document
-from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.place import DAG, ID, looked_at, snapshot
 from shmstore.record import HEAD_SIZE, SPILLED
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @looked_at
-@click.argument("dag_id", metavar="DAG")
-@click.argument("id", metavar="ID")
+@DAG
+@ID
 @JSON
 def path(
     root: str | None, namespace: str | None, at: str | None, dag_id: str, id: str, as_json: bool

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from shmstore import names
 from shmstore.errors import UnusableRoot
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from shmstore.inspection.snapshot import Snapshot
     from shmstore.store import Store
 
+_MOST_COMPLETED = 200
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 ROOT = click.option(
@@ -27,6 +30,34 @@ _AT = click.option(
     metavar="PATH",
     help="Look at this namespace's or DAG's directory instead, or at a copy of one.",
 )
+
+
+def completed_dags(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
+    """For the shell: the DAGs whose names begin so."""
+    try:
+        found = [dag.dag_id for dag in _looked(context).dags()]
+    except Exception:
+        return []  # whatever is wrong with a store, the line stays as it is
+    return [CompletionItem(name) for name in found if name.startswith(begun)][:_MOST_COMPLETED]
+
+
+def completed_ids(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
+    """For the shell: the ids, of the DAG that stands before, that begin so."""
+    try:
+        entries = _looked(context).dag(context.params["dag_id"]).entries()
+        found = (CompletionItem(one.id) for one in entries if one.id.startswith(begun))
+        return list(islice(found, _MOST_COMPLETED))
+    except Exception:
+        return []
+
+
+def _looked(context: click.Context) -> Snapshot:
+    given = context.params
+    return snapshot(given.get("root"), given.get("namespace"), given.get("at"))
+
+
+DAG = click.argument("dag_id", metavar="DAG", shell_complete=completed_dags)
+ID = click.argument("id", metavar="ID", shell_complete=completed_ids)
 
 
 def looked_at(command: _Command) -> _Command:

@@ -8,7 +8,7 @@ import re
 import click
 
 from shmstore.cli.answer import JSON, confirmed, document, say
-from shmstore.cli.place import NAMESPACE, ROOT, opened, snapshot
+from shmstore.cli.place import DAG, NAMESPACE, ROOT, completed_ids, opened, snapshot
 from shmstore.cli.text import count, safe
 from shmstore.errors import NotFound
 
@@ -16,8 +16,8 @@ from shmstore.errors import NotFound
 @click.command()
 @ROOT
 @NAMESPACE
-@click.argument("dag_id", metavar="DAG")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@DAG
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=completed_ids)
 @click.option("--glob", "globbing", is_flag=True, help="Take each ID for a pattern (*, ?, [a-z]).")
 @click.option("--force", is_flag=True, help="Do not ask.")
 @JSON

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shmstore.cli.answer import JSON, document, head
-from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.place import DAG, ID, looked_at, snapshot
 from shmstore.cli.text import columns as table
 from shmstore.cli.text import safe
 from shmstore.errors import UnsafeValue
@@ -30,8 +30,8 @@ class NeedsUnsafe(UnsafeValue):
 
 @click.command()
 @looked_at
-@click.argument("dag_id", metavar="DAG")
-@click.argument("id", metavar="ID")
+@DAG
+@ID
 @click.option(
     "-n",
     "rows",

@@ -9,7 +9,7 @@ import click
 
 from shmstore import describing, stored
 from shmstore.cli.answer import JSON, document, entry_facts
-from shmstore.cli.place import looked_at, snapshot
+from shmstore.cli.place import DAG, ID, looked_at, snapshot
 from shmstore.cli.text import safe, size
 from shmstore.errors import CorruptValue, StoreError
 from shmstore.inspection import shape
@@ -25,8 +25,8 @@ _MOST_DEPS = 8
 
 @click.command()
 @looked_at
-@click.argument("dag_id", metavar="DAG")
-@click.argument("id", metavar="ID")
+@DAG
+@ID
 @JSON
 def stat(
     root: str | None, namespace: str | None, at: str | None, dag_id: str, id: str, as_json: bool

@@ -44,13 +44,25 @@ LOOKING = {
     "metrics": ["metrics"],
     "watch": ["watch", "-n", "1"],
 }
-CHANGING = {"check", "clear", "demo", "fetch", "gc", "node", "nodes", "rm", "where"}
+OTHERS = {
+    "check",
+    "clear",
+    "completion",
+    "demo",
+    "doctor",
+    "fetch",
+    "gc",
+    "node",
+    "nodes",
+    "rm",
+    "where",
+}
 
 
 def test_every_command_is_one_that_looks_or_one_that_does_more() -> None:
     """The tests below are about all commands that only look."""
-    assert set(LOOKING) | CHANGING == set(COMMANDS)
-    assert not set(LOOKING) & CHANGING
+    assert set(LOOKING) | OTHERS == set(COMMANDS)
+    assert not set(LOOKING) & OTHERS
 
 
 def _sentence(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -562,3 +574,34 @@ def test_a_store_of_an_earlier_start_is_read_and_not_opened(root: str) -> None:
     for args in (["check"], ["gc"], ["rm", "d", "a", "--force"]):
         _sentence(call(*args, "--root", root), 1, "before the machine's last start")
     assert call("ls", "d", "--root", root).stdout == "a\n"
+
+
+def test_bash_completes_commands_dags_and_ids(root: str) -> None:
+    """What the printed script makes of a line, in a real bash."""
+    store = shmstore.Store(root)
+    store.put("etl", "flights", 1)
+    store.put("etl", "flat", 1)
+    store.put("models", "m", 1)
+    script = (
+        f'eval "$({SHMSTORE} completion bash)"\n'
+        f"export PATH={SHMSTORE.parent}:$PATH SHMSTORE_ROOT={root}\n"
+        "complete_line() { COMP_WORDS=($1); COMP_CWORD=$2; COMPREPLY=();"
+        ' _shmstore_completion shmstore; echo "${COMPREPLY[*]}"; }\n'
+        "complete_line 'shmstore st' 1\n"
+        "complete_line 'shmstore stat e' 2\n"
+        "complete_line 'shmstore stat etl fl' 3\n"
+        "complete_line 'shmstore ls --so' 2\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.split("\n") == ["stat", "etl", "flights flat", "--sort", ""]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_script(shell: str) -> None:
+    """It names the command and asks it."""
+    done = call("completion", shell)
+    assert done.returncode == 0
+    assert f"_SHMSTORE_COMPLETE={shell}_complete" in done.stdout
