@@ -64,6 +64,9 @@ COMMANDS = {
     "readers": Command(
         "shmstore.cli.readers", "readers", "Show which processes view which values."
     ),
+    "report": Command(
+        "shmstore.cli.report", "report", "Write a page about a store, for a browser."
+    ),
     "rm": Command("shmstore.cli.rm", "rm", "Delete values."),
     "show": Command("shmstore.cli.show", "show", "Show the beginning of a value."),
     "stat": Command("shmstore.cli.stat", "stat", "Show what is known about a value."),

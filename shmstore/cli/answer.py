@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from shmstore.cli.text import colours_wanted, safe, utc
+from shmstore.shown import colours_wanted, safe, utc
 
 #: Exit codes.
 DONE, FAILED, USAGE, ABSENT, UNREACHABLE, CORRUPT = range(6)

@@ -9,7 +9,7 @@ import click
 
 from shmstore.cli.answer import CORRUPT, JSON, confirmed, document
 from shmstore.cli.place import NAMESPACE, ROOT, opened
-from shmstore.cli.text import count, safe
+from shmstore.shown import count, safe
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 from shmstore.cli.answer import JSON, UNREACHABLE, confirmed, document, fault, say
 from shmstore.cli.nodes import NATS
 from shmstore.cli.place import DAG, NAMESPACE, ROOT, opened, snapshot
-from shmstore.cli.text import count, safe
+from shmstore.shown import count, safe
 
 
 @click.command()

@@ -10,9 +10,9 @@ import click
 
 from shmstore.cli.answer import CORRUPT, FAILED, JSON, document, fault, head
 from shmstore.cli.place import looked_at, snapshot
-from shmstore.cli.text import ago, columns, count, cut, safe, size, utc
 from shmstore.errors import CorruptValue
 from shmstore.inspection.snapshot import Unreadable
+from shmstore.shown import ago, columns, count, cut, safe, size, utc
 
 if TYPE_CHECKING:
     from shmstore.inspection.dag_snapshot import DagSnapshot

@@ -11,9 +11,9 @@ from shmstore import names
 from shmstore.cli.answer import FAILED, JSON, document
 from shmstore.cli.nodes import NATS
 from shmstore.cli.place import NAMESPACE, ROOT, chosen
-from shmstore.cli.text import colours_wanted, safe
 from shmstore.inspection import doctor as judging
 from shmstore.inspection import machine
+from shmstore.shown import colours_wanted, safe
 
 _COLOURS = {judging.OK: "green", judging.WARNING: "yellow", judging.BAD: "red"}
 

@@ -12,9 +12,9 @@ import click
 from shmstore.cli.answer import JSON, document, head
 from shmstore.cli.dags import told_faults
 from shmstore.cli.place import looked_at, snapshot
-from shmstore.cli.text import columns, cut, safe, size
 from shmstore.inspection import usage as using
 from shmstore.inspection.snapshot import Unreadable
+from shmstore.shown import columns, cut, safe, size
 
 if TYPE_CHECKING:
     from shmstore.inspection.snapshot import Snapshot

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import IO
 
 import click
 
 from shmstore.cli.answer import say
+from shmstore.cli.output import write_whole
 from shmstore.cli.place import DAG, ID, looked_at, snapshot
 from shmstore.cli.show import NeedsUnsafe
-from shmstore.cli.text import safe, size
 from shmstore.errors import UnsafeValue
 from shmstore.inspection import export as forms
 from shmstore.inspection import shape
+from shmstore.shown import safe, size
 
 
 @click.command()
@@ -79,33 +77,7 @@ def export(
         sys.stdout.buffer.flush()
         return
     try:
-        _write_whole(path, write)
+        write_whole(path, write)
     except OSError as error:
         raise click.ClickException(f"{safe(path)} cannot be written: {error.strerror}") from None
     say(f"Wrote {safe(path)}, {size(os.path.getsize(path))}.")
-
-
-def _write_whole(path: str, write: Callable[[IO[bytes]], None]) -> None:
-    with _aside(path) as out:
-        write(out)
-
-
-@contextmanager
-def _aside(path: str) -> Iterator[IO[bytes]]:
-    """A file that takes its place when it is whole."""
-    directory = os.path.dirname(path) or "."
-    with tempfile.NamedTemporaryFile(dir=directory, prefix=".shmstore-", delete=False) as out:
-        try:
-            yield out
-            out.flush()
-            os.fchmod(out.fileno(), 0o666 & ~_umask())
-            os.replace(out.name, path)
-        except BaseException:
-            os.unlink(out.name)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,7 +10,7 @@ import click
 
 from shmstore.cli.answer import FAILED, JSON, document
 from shmstore.cli.place import NAMESPACE, ROOT, opened
-from shmstore.cli.text import safe
+from shmstore.shown import safe
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 

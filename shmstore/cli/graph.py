@@ -10,8 +10,8 @@ import click
 from shmstore.cli.answer import JSON, document, say, stream
 from shmstore.cli.ls import told_damage
 from shmstore.cli.place import DAG, looked_at, snapshot
-from shmstore.cli.text import safe, size
 from shmstore.inspection import graph as drawing
+from shmstore.shown import safe, size
 
 
 @click.command()

@@ -13,8 +13,8 @@ from shmstore import provenance, stored
 from shmstore.cli.answer import JSON_LINES, line, stream
 from shmstore.cli.ls import told_damage
 from shmstore.cli.place import DAG, looked_at, snapshot
-from shmstore.cli.text import local, safe, size, utc
 from shmstore.record import CHECKPOINT, DELETE, PUT, SPILLED, UNTRUSTED
+from shmstore.shown import local, safe, size, utc
 
 if TYPE_CHECKING:
     from shmstore.inspection.dag_snapshot import DagSnapshot

@@ -12,9 +12,9 @@ import click
 
 from shmstore.cli.answer import CORRUPT, FAILED, JSON_LINES, entry_facts, fault, line, stream
 from shmstore.cli.place import looked_at, snapshot
-from shmstore.cli.text import cut, local, safe, size
 from shmstore.errors import CorruptValue
 from shmstore.inspection.snapshot import Unreadable
+from shmstore.shown import cut, local, safe, size
 
 if TYPE_CHECKING:
     from shmstore.entry import Entry

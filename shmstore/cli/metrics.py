@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
 
+from shmstore.cli.output import write_whole
 from shmstore.cli.place import looked_at, snapshot
-from shmstore.cli.text import safe
 from shmstore.inspection import metrics as figures
+from shmstore.shown import safe
 
 
 @click.command()
@@ -27,10 +27,7 @@ def metrics(root: str | None, namespace: str | None, at: str | None, path: str |
     if path is None:
         sys.stdout.write(text)
         return
-    aside = f"{path}.{os.getpid()}"
     try:
-        with open(aside, "w", encoding="utf-8") as out:
-            out.write(text)
-        os.replace(aside, path)
+        write_whole(path, lambda out: out.write(text.encode()))
     except OSError as error:
         raise click.ClickException(f"{safe(path)} cannot be written: {error.strerror}") from None

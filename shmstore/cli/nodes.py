@@ -8,8 +8,8 @@ import click
 
 from shmstore.cli.answer import JSON, document, entry_facts, head, say
 from shmstore.cli.place import DAG, ID, NAMESPACE, ROOT, opened
-from shmstore.cli.text import columns, safe, size
 from shmstore.errors import UnsafeValue, Unserializable
+from shmstore.shown import columns, safe, size
 
 if TYPE_CHECKING:
     from shmstore.store import Store

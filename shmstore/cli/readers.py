@@ -12,9 +12,9 @@ from shmstore import stored
 from shmstore.cli.answer import JSON, document, head
 from shmstore.cli.dags import told_faults
 from shmstore.cli.place import looked_at, snapshot
-from shmstore.cli.text import columns, cut, safe, size
 from shmstore.inspection.holders import Inode, holders, inode_of
 from shmstore.inspection.snapshot import Unreadable
+from shmstore.shown import columns, cut, safe, size
 
 if TYPE_CHECKING:
     from shmstore.inspection.dag_snapshot import DagSnapshot

@@ -9,8 +9,8 @@ import click
 
 from shmstore.cli.answer import JSON, confirmed, document, say
 from shmstore.cli.place import DAG, NAMESPACE, ROOT, completed_ids, opened, snapshot
-from shmstore.cli.text import count, safe
 from shmstore.errors import NotFound
+from shmstore.shown import count, safe
 
 
 @click.command()

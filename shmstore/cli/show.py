@@ -8,11 +8,11 @@ import click
 
 from shmstore.cli.answer import JSON, document, head
 from shmstore.cli.place import DAG, ID, looked_at, snapshot
-from shmstore.cli.text import columns as table
-from shmstore.cli.text import safe
 from shmstore.errors import UnsafeValue
 from shmstore.inspection import shape
 from shmstore.inspection.preview import preview
+from shmstore.shown import columns as table
+from shmstore.shown import safe
 
 if TYPE_CHECKING:
     from shmstore.inspection.preview import Preview

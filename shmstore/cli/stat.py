@@ -10,11 +10,11 @@ import click
 from shmstore import describing, stored
 from shmstore.cli.answer import JSON, document, entry_facts
 from shmstore.cli.place import DAG, ID, looked_at, snapshot
-from shmstore.cli.text import safe, size
 from shmstore.errors import CorruptValue, StoreError
 from shmstore.inspection import shape
 from shmstore.inspection.holders import Holder, holders, inode_of
 from shmstore.record import SPILLED, UNTRUSTED
+from shmstore.shown import safe, size
 
 if TYPE_CHECKING:
     from shmstore.inspection.dag_snapshot import DagSnapshot

@@ -10,8 +10,8 @@ import click
 from shmstore import names, stored
 from shmstore.cli.answer import JSON_LINES, entry_facts, line, say
 from shmstore.cli.place import NAMESPACE, ROOT, snapshot
-from shmstore.cli.text import local, safe, size, utc
 from shmstore.inspection.changes import Changes
+from shmstore.shown import local, safe, size, utc
 
 if TYPE_CHECKING:
     from shmstore.inspection.changes import Change
