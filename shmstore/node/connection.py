@@ -60,7 +60,7 @@ class Connection:
         self._bulk = Link(settings, f"{name} bulk", self.inbox_prefix)
         self._inboxes = 0
         self._large = LargeAnswers()
-        self._bulk.prepare = self._large.sift
+        self._bulk.prepare = self._prepare_bulk
         self._listening = asyncio.Lock()
 
     @classmethod
@@ -95,6 +95,10 @@ class Connection:
                     raise self.unavailable(str(problem)) from problem
                 raise problem
         return self
+
+    def _prepare_bulk(self, client: NatsClient) -> None:
+        client.let_out()
+        self._large.sift(client)
 
     @property
     def control(self) -> NatsClient:
@@ -185,6 +189,29 @@ class Connection:
             raise TooLarge(
                 f"{len(payload):,} bytes, of at most {link.client.max_payload:,}"
             ) from None
+        except (nats_errors.Error, OSError) as error:
+            if link.connected:
+                raise  # a mistake of ours, and none that will pass
+            raise self._lost() from error
+
+    async def publish_large(self, subject: str, head: bytes, body: bytes | memoryview) -> None:
+        """As ``publish`` by the bulk connection, of what is large, in two parts.
+
+        Args:
+            subject: Where to.
+            head: What comes first.
+            body: What follows; must stay as it is until it is sent, which is after the return.
+
+        Raises:
+            RegistryUnavailable: There is no connection.
+            TooLarge: It is larger than ``max_payload``.
+        """
+        link = self._link(True)
+        try:
+            await link.client.publish_large(subject, head, body)
+        except nats_errors.MaxPayloadError:
+            size = len(head) + len(body)
+            raise TooLarge(f"{size:,} bytes, of at most {link.client.max_payload:,}") from None
         except (nats_errors.Error, OSError) as error:
             if link.connected:
                 raise  # a mistake of ours, and none that will pass

@@ -18,7 +18,9 @@ from typing import Any
 from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 
+from shmstore.node.outlet import Outlet
 from shmstore.node.settings import Settings
 
 Message = Msg
@@ -200,6 +202,30 @@ class NatsClient(Client):
             parts += (f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n")
         await self._send_command(b"".join(parts))
         await self._flush_pending()
+
+    def let_out(self) -> None:
+        """Sends large messages without copies from now on; nothing may just be on its way."""
+        if type(self._transport) is TcpTransport:
+            self._transport = Outlet(self._transport)
+
+    async def publish_large(self, subject: str, head: bytes, body: bytes | memoryview) -> None:
+        """Publishes a message in two parts. The body must stay as it is until it is sent.
+
+        Raises:
+            nats.errors.Error: There is no connection, or it is larger than ``max_payload``.
+        """
+        if not isinstance(self._transport, Outlet):
+            await self.publish(subject, head + body)
+            return
+        size = len(head) + len(body)
+        if not self.is_connected:
+            raise nats_errors.ConnectionClosedError
+        if size > self.max_payload:
+            raise nats_errors.MaxPayloadError
+        pending: list[Any] = self._pending
+        pending += (f"PUB {subject} {size}\r\n".encode() + head, body, b"\r\n")
+        self._pending_data_size += size
+        await self._flush_pending(force_flush=self._pending_data_size > _PENDING_BYTES)
 
     def abandon(self) -> None:
         """Ends it at once, without waiting for a peer; requests under way fail."""

@@ -146,7 +146,11 @@ class Owner:
     async def _send(self, reply: str, answer: Answer, bulk: bool) -> bool:
         """Sends an answer; False if it is larger than what the server takes by now."""
         try:
-            await self._connection.publish(reply, protocol.pack(*answer), bulk=bulk)
+            if bulk:
+                header, body = answer
+                await self._connection.publish_large(reply, protocol.pack(header), body)
+            else:
+                await self._connection.publish(reply, protocol.pack(*answer))
         except TooLarge:
             return False
         except RegistryUnavailable:
@@ -189,9 +193,10 @@ class Owner:
         most = min(SMALL, most)
         # Of a large one only the meta, so that the pieces of the payload lie on its pages.
         size = total if total <= most else min(len(record.meta), most)
+        piece = lease.piece(0, size)
         if size < total:
-            self._leases.keep(lease)
-        return header, lease.piece(0, size)
+            self._leases.keep(lease).sent(0, piece)  # so that what follows is in order
+        return header, piece
 
     def _find_at_once(self, dag_id: str, id: str) -> tuple[bool, Lease | None]:
         """Whether it could be found out without waiting for anything, and what it is."""
