@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Callable
 from weakref import WeakSet
 
 from shmstore.forked import here, refused
@@ -126,16 +127,23 @@ class Descriptor:
             return -1
         return status.st_nlink
 
-    def close(self) -> None:
-        """Closes the file, unless the number has become somebody else's."""
+    def close(
+        self,
+        fstat: Callable[[int], os.stat_result] = os.fstat,
+        close: Callable[[int], None] = os.close,
+    ) -> None:
+        """Closes the file, unless the number has become somebody else's.
+
+        By functions of its own: as the interpreter ends, it takes the module's names away.
+        """
         fd, self.fd = self.fd, -1
         if fd < 0:
             return
         try:
-            status = os.fstat(fd)
+            status = fstat(fd)
             known = self.inode >= 0
             if not known or (status.st_ino == self.inode and status.st_dev == self.device):
-                os.close(fd)
+                close(fd)
         except OSError:
             pass  # closed by somebody else
 

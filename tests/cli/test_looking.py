@@ -141,6 +141,7 @@ def test_another_users_store(root: str) -> None:
     _sentence(done, 1, "belongs to user 0", "you are 65534")
 
 
+@pytest.mark.parametrize("command", [name for name in LOOKING if "etl" in LOOKING[name]])
 def test_a_dag_or_a_value_that_is_not_there(root: str, command: str) -> None:
     """Exit code 3 and its name."""
     shmstore.Store(root).put("other", "a", 1)
