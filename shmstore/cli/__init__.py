@@ -70,6 +70,7 @@ COMMANDS = {
     "rm": Command("shmstore.cli.rm", "rm", "Delete values."),
     "show": Command("shmstore.cli.show", "show", "Show the beginning of a value."),
     "stat": Command("shmstore.cli.stat", "stat", "Show what is known about a value."),
+    "top": Command("shmstore.cli.top", "top", "Show what happens, live."),
     "watch": Command("shmstore.cli.watch", "watch", "Follow what is stored and deleted."),
     "where": Command("shmstore.cli.nodes", "where", "Say which node has a value."),
 }

@@ -5,15 +5,17 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
 from shmstore.cli.answer import CORRUPT, FAILED, JSON_LINES, entry_facts, fault, line, stream
 from shmstore.cli.place import looked_at, snapshot
 from shmstore.errors import CorruptValue
-from shmstore.inspection.snapshot import Unreadable
+from shmstore.inspection.changes import Changes
+from shmstore.inspection.snapshot import NoDag, Unreadable
 from shmstore.shown import cut, local, safe, size
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _ORDERS = {"age": "stored", "size": "size", "name": "name"}
 _TYPE_WIDTH = 28
+_LOOK_S = 0.2
 
 
 @click.command()
@@ -37,6 +40,7 @@ _TYPE_WIDTH = 28
     help="age: the oldest first; size: the smallest first.",
 )
 @click.option("-r", "--reverse", is_flag=True, help="The other way round.")
+@click.option("--watch", "watching", is_flag=True, help="List again whenever it has changed.")
 @JSON_LINES
 def ls(
     root: str | None,
@@ -46,22 +50,53 @@ def ls(
     long: bool,
     sort: str,
     reverse: bool,
+    watching: bool,
     as_json: bool,
 ) -> None:
     """Lists the DAGs, or the values of a DAG: those whose id matches GLOB (*, ?, [a-z]).
 
     With --at DIRECTORY of one DAG, its values.
     """
+    how = _How(long, _ORDERS[sort], reverse, as_json)
     looked = snapshot(root, namespace, at)
+    if watching:
+        _watch(looked, what, how)
+    sys.exit(_list(looked, what, how))
+
+
+class _How(NamedTuple):
+    """How values are listed."""
+
+    long: bool
+    by: str
+    reverse: bool
+    as_json: bool
+
+
+def _list(looked: Snapshot, what: str | None, how: _How) -> int:
+    """Prints DAGs, or the values of one; returns the exit code."""
     if what is None and looked.whole:
-        sys.exit(_dags(looked, as_json))
+        return _dags(looked, how.as_json)
     dag, glob = (looked.alone(), None) if what is None else looked.named(what)
-    entries = _matching(dag, glob, _ORDERS[sort], reverse)
-    if as_json:
+    entries = _matching(dag, glob, how.by, how.reverse)
+    if how.as_json:
         stream(line("entry", entry_facts(entry)) for entry in entries)
     else:
-        stream(_long(entry) if long else safe(entry.id) for entry in entries)
-    sys.exit(told_damage(dag))
+        stream(_long(entry) if how.long else safe(entry.id) for entry in entries)
+    return told_damage(dag)
+
+
+def _watch(looked: Snapshot, what: str | None, how: _How) -> NoReturn:
+    """Lists again and again, on a screen cleared before; until Ctrl-C or the store is gone."""
+    changes = Changes(looked)
+    while True:
+        click.clear()  # does nothing where there is no terminal
+        try:
+            _list(looked, what, how)
+        except NoDag as error:
+            fault(safe(str(error)))  # it may come, or come back
+        while not list(changes.look()):
+            time.sleep(_LOOK_S)
 
 
 def _dags(looked: Snapshot, as_json: bool) -> int:

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from shmstore import files, names, record, segment, stored
+from shmstore import files, names, segment, stored
 from shmstore.descriptor import Descriptor
 from shmstore.entry import Entry
 from shmstore.errors import CorruptValue, NotFound, UnusableRoot
-from shmstore.index import Index, IndexDamagedError
-from shmstore.log import Log
+from shmstore.inspection.control_page import Control
+from shmstore.inspection.taken import take
 from shmstore.record import (
-    CHECKPOINT,
     CREATED_WORD,
     DELETE,
     FLAGS_SHIFT,
-    INDEXED,
     LENGTH_WORD,
     NBYTES_WORD,
     PAGE,
     PUT,
     SMALLEST,
     SPILLED,
-    TAIL,
     Record,
     Totals,
     key_hash,
@@ -42,67 +38,6 @@ from shmstore.words import union
 _ROUNDS = 32
 _READ_FILES = os.O_RDONLY | os.O_DIRECTORY
 _WORDS = Any  # an array of uint64
-
-
-class Control(NamedTuple):
-    """What a manifest's control page says.
-
-    Attributes:
-        dag_id: The DAG.
-        generation: What tells it from one of the same name before or after.
-        created_ns: When it was created, Unix time.
-        live: False once it has been cleared.
-        log_number: n of ``log.<n>``, the log in use.
-        index_number: m of ``index.<m>``, the index in use.
-        commits: The commit counter.
-        wait_until_ns: Until when waiters have said that they wait, CLOCK_BOOTTIME; 0 for never.
-        ttl_s: Seconds that it is kept unused, 0 for ever.
-        touched_ns: When it was last used, CLOCK_BOOTTIME.
-        swept_ns: When it was last swept by itself, CLOCK_BOOTTIME.
-        epoch: How often it had been cleared everywhere when it began; None if no node knows it.
-    """
-
-    dag_id: str
-    generation: int
-    created_ns: int
-    live: bool
-    log_number: int
-    index_number: int
-    commits: int
-    wait_until_ns: int
-    ttl_s: int
-    touched_ns: int
-    swept_ns: int
-    epoch: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """A consistent look at the files in use.
-
-    Attributes:
-        control: The control page.
-        log: The log, mapped to ``tail`` at least.
-        tail: Where it ended.
-        indexed: Up to where the index reached.
-        hashes: The hashes in the index's slots.
-        slots: The offsets in them.
-        newer: By key, the offsets of newest records that the index may lack.
-        stopped: Where reading ``newer`` met a record that fails its check, or None.
-        index_bytes: Size of the index's file.
-        index_fault: Why the index was done without, or None.
-    """
-
-    control: Control
-    log: Log
-    tail: int
-    indexed: int
-    hashes: _WORDS
-    slots: _WORDS
-    newer: dict[bytes, int]
-    stopped: int | None
-    index_bytes: int
-    index_fault: str | None
 
 
 class DagSnapshot:
@@ -131,12 +66,12 @@ class DagSnapshot:
         self.directory = directory
         self.damaged: list[int] = []
         self._spill = spill
-        self._taken = self._take()
+        self._taken = take(self.directory)
 
     def refresh(self) -> None:
         """Takes a look at how it is now. Raises as the class."""
         self.damaged.clear()
-        self._taken = self._take()
+        self._taken = take(self.directory)
 
     @property
     def control(self) -> Control:
@@ -347,140 +282,6 @@ class DagSnapshot:
                     pass  # freed as we looked
         return found
 
-    # --- Taking a look --------------------------------------------------------------------
-
-    def _take(self) -> _Taken:
-        for _ in range(_ROUNDS):
-            control = read_control(self.directory)
-            try:
-                log, index = self._open_log(control), self._open_index(control)
-                hashes, slots, start = _copied(log, index)
-            except (CorruptValue, FileNotFoundError, IndexDamagedError) as error:
-                if _files(read_control(self.directory)) != _files(control):
-                    continue  # replaced as we looked
-                why = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-                return self._by_log(control, why)
-            # What was committed while the index was copied, half of it seen there maybe.
-            log = self._covering(control, log)
-            tail = min(log.words[TAIL], log.size)
-            if _files(read_control(self.directory)) != _files(control):
-                continue
-            if not PAGE <= start <= tail:
-                return self._by_log(control, "it reaches further than the log")
-            newer, stopped = _newest(log, start, tail)
-            indexed, size = min(log.words[INDEXED], tail), len(index.map)
-            return _Taken(control, log, tail, indexed, hashes, slots, newer, stopped, size, None)
-        raise CorruptValue("its current files change without end", names.MANIFEST)
-
-    def _by_log(self, control: Control, fault: str) -> _Taken:
-        """A look by the log alone: slow, and right whatever the index says."""
-        try:
-            log = self._open_log(control)
-        except FileNotFoundError:
-            name = names.log_name(control.log_number)
-            raise CorruptValue("it is missing", name, control.dag_id) from None
-        tail = log.words[TAIL]
-        newest, stopped = _newest(log, PAGE, min(tail, log.size))
-        if stopped is None and tail > log.size:
-            stopped = log.size
-        none = np.empty(0, dtype=np.uint64)
-        indexed = log.words[INDEXED]
-        return _Taken(control, log, tail, indexed, none, none, newest, stopped, 0, fault)
-
-    def _open_log(self, control: Control) -> Log:
-        file = self._open(names.log_name(control.log_number))
-        try:
-            return Log(file.fd, control.log_number, control.generation, writable=False)
-        except CorruptValue as error:
-            raise CorruptValue(error.check, error.where, control.dag_id) from None
-        finally:
-            file.close()
-
-    def _covering(self, control: Control, log: Log) -> Log:
-        """The log, mapped anew if it was extended meanwhile."""
-        return log if log.words[TAIL] <= log.size else self._open_log(control)
-
-    def _open_index(self, control: Control) -> Index:
-        file = self._open(names.index_name(control.index_number))
-        try:
-            return Index(file.fd, control.index_number, control.generation, writable=False)
-        finally:
-            file.close()
-
-    def _open(self, name: str) -> Descriptor:
-        return Descriptor.open(name, os.O_RDONLY, within=self.directory.fd)
-
 
 def _path_of(directory: Descriptor) -> str:
     return os.readlink(f"/proc/self/fd/{directory.fd}")
-
-
-def _files(control: Control) -> tuple[int, bool, int, int]:
-    return control.generation, control.live, control.log_number, control.index_number
-
-
-def _copied(log: Log, index: Index) -> tuple[_WORDS, _WORDS, int]:
-    """Hashes and offsets of an index, and up to where it reached before they were copied."""
-    for attempt in range(_ROUNDS):
-        start = log.words[INDEXED]
-        try:
-            return *index.entries(), start
-        except IndexDamagedError:
-            if attempt == _ROUNDS - 1:
-                raise  # else a writer was storing a slot as it was copied
-    raise AssertionError
-
-
-def _newest(log: Log, start: int, tail: int) -> tuple[dict[bytes, int], int | None]:
-    """The newest records by key between two offsets, and where reading stopped too early."""
-    reached, found = start, {}
-    for offset, one in log.scan(start, tail):
-        reached = offset + one.length
-        if one.op != CHECKPOINT:
-            found[one.key] = offset
-    return found, None if reached == tail else reached
-
-
-def read_control(directory: Descriptor) -> Control:
-    """Reads a manifest's control page.
-
-    Raises:
-        FileNotFoundError: There is none.
-        CorruptValue: It fails its check.
-        UnusableRoot: Its format is of a newer version.
-    """
-    file = Descriptor.open(names.MANIFEST, os.O_RDONLY, within=directory.fd)
-    page = os.pread(file.fd, PAGE + 1, 0)
-    version = record.newer_version(page, record.MANIFEST_MAGIC)
-    if version is not None:
-        raise UnusableRoot(
-            "a DAG's directory",
-            f"its format version {version} is newer than {record.FORMAT_VERSION}, the newest "
-            "that this version of shmstore reads; upgrade shmstore",
-        )
-    fault = record.page_fault(page, record.MANIFEST_MAGIC)
-    if fault is None and len(page) != PAGE:
-        fault = "its size is not that of a page"
-    if fault is not None:
-        raise CorruptValue(fault, names.MANIFEST)
-    words = memoryview(page).cast("Q")
-    size = words[record.ID_LENGTH]
-    dag_id = page[record.ID_OFFSET : record.ID_OFFSET + size].decode(errors="replace")
-    state = words[record.STATE]
-    if state not in (record.LIVE, record.CLEARED):
-        raise CorruptValue(f"its state is {state:#x}", names.MANIFEST, dag_id)
-    epoch = words[record.EPOCH]
-    return Control(
-        dag_id,
-        words[record.GENERATION_HIGH] << 64 | words[record.GENERATION_LOW],
-        words[record.CREATED],
-        state == record.LIVE,
-        words[record.CURRENT] >> 32,
-        words[record.CURRENT] & 0xFFFFFFFF,
-        words[record.COUNTER],
-        words[record.WAIT_DEADLINE],
-        words[record.TTL],
-        words[record.TOUCHED],
-        words[record.SWEPT],
-        epoch - 1 if epoch else None,
-    )

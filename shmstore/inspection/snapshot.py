@@ -14,6 +14,7 @@ from typing import NamedTuple
 from shmstore import files, names, record
 from shmstore.descriptor import Descriptor
 from shmstore.errors import CorruptValue, NotFound, StoreError, UnusableRoot
+from shmstore.inspection.control_page import read_control
 from shmstore.inspection.dag_snapshot import DagSnapshot
 from shmstore.ledger import CAPACITY, POOL_LIMIT, SWEPT, USED
 from shmstore.namespace import (
@@ -228,6 +229,8 @@ class Snapshot:
             except (FileNotFoundError, CorruptValue) as error:
                 if not self._is_at(token, directory):
                     continue  # cleared as we looked, and maybe made anew
+                if _cleared(directory):
+                    return None  # by somebody who died before it was carried away
                 raise self._damaged(token, error) from None
         raise CorruptValue("it is made anew without end", names.MANIFEST, self._name_of(token))
 
@@ -306,6 +309,13 @@ def namespaces(root: str) -> list[str]:
             )
     except OSError:
         return []
+
+
+def _cleared(directory: Descriptor) -> bool:
+    try:
+        return not read_control(directory).live
+    except (OSError, StoreError):
+        return False
 
 
 def _has(directory: Descriptor, name: str) -> bool:

@@ -43,6 +43,7 @@ LOOKING = {
     "readers": ["readers", "etl"],
     "report": ["report", "--no-check", "-o", "/dev/stdout"],
     "metrics": ["metrics"],
+    "top": ["top", "--once"],
     "watch": ["watch", "-n", "1"],
 }
 OTHERS = {
@@ -99,6 +100,10 @@ def test_a_damaged_manifest(root: str, command: str) -> None:
         assert 'shmstore_dags_unreadable{namespace="default"} 1' in done.stdout
         return
     _sentence(done, 5, "'etl'", "damaged")
+    if command == "top":
+        assert done.returncode == 0
+        assert "1 DAG cannot be read" in done.stdout
+        return
     if command in ("dags", "du", "report"):
         assert "other" in done.stdout
 
@@ -207,6 +212,33 @@ def test_what_is_stored_is_told_to_who_watches(root: str) -> None:
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=DEADLINE_S)
         assert watching.returncode == 130
+
+
+def test_a_listing_is_made_anew_when_something_changes(root: str) -> None:
+    """With --watch, from a DAG that is not there yet to its end."""
+    store = shmstore.Store(root)
+    store.put("other", "a", 1)
+    listing = subprocess.Popen(
+        [SHMSTORE, "ls", "d", "--watch", "--root", root],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        assert "no DAG 'd'" in listing.stderr.readline()
+        store.put("d", "a", 1)
+        assert listing.stdout.readline() == "a\n"
+        store.put("d", "b", 1)
+        assert [listing.stdout.readline() for _ in range(2)] == ["a\n", "b\n"]
+        store.clear("d")
+        assert "no DAG 'd'" in listing.stderr.readline()
+        listing.send_signal(signal.SIGINT)
+        assert listing.wait(DEADLINE_S) == 130
+    finally:
+        listing.kill()
+        listing.communicate(timeout=DEADLINE_S)
 
 
 def test_a_dag_that_is_not_there_yet_can_be_watched_and_is_not_made(root: str) -> None:
