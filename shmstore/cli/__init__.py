@@ -51,6 +51,7 @@ COMMANDS = {
     "fetch": Command("shmstore.cli.nodes", "fetch", "Bring a value here from another host."),
     "gc": Command("shmstore.cli.gc", "gc", "Free what nobody needs, or say what that would be."),
     "graph": Command("shmstore.cli.graph", "graph", "Draw which values were computed from which."),
+    "head": Command("shmstore.cli.show", "show", "Show the beginning of a value, as show does."),
     "log": Command("shmstore.cli.log", "log", "Show what was stored in a DAG and deleted from it."),
     "ls": Command("shmstore.cli.ls", "ls", "List DAGs, or the values of one."),
     "metrics": Command("shmstore.cli.metrics", "metrics", "Print figures for Prometheus."),

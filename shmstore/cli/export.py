@@ -9,13 +9,13 @@ from typing import IO
 import click
 
 from shmstore.cli.answer import say
-from shmstore.cli.output import write_whole
 from shmstore.cli.place import DAG, ID, looked_at, snapshot
 from shmstore.cli.show import NeedsUnsafe
 from shmstore.errors import UnsafeValue
 from shmstore.inspection import export as forms
 from shmstore.inspection import shape
 from shmstore.shown import safe, size
+from shmstore.whole import write_whole
 
 
 @click.command()

@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from shmstore.cli.output import write_whole
 from shmstore.cli.place import looked_at, snapshot
 from shmstore.inspection import metrics as figures
 from shmstore.shown import safe
+from shmstore.whole import write_whole
 
 
 @click.command()

@@ -49,6 +49,11 @@ class _Json(logging.Formatter):
 )
 @click.option("--log-json", is_flag=True, help="Log JSON objects, one a line.")
 @click.option("--verbose", is_flag=True, help="Log more.")
+@click.option(
+    "--textfile",
+    metavar="FILE",
+    help="Write figures to FILE, for the node exporter's textfile collector.",
+)
 @click.option("--started", is_flag=True, hidden=True)
 @click.pass_context
 def node(
@@ -59,6 +64,7 @@ def node(
     name: str | None,
     log_json: bool,
     verbose: bool,
+    textfile: str | None,
     started: bool,
 ) -> None:
     """Runs the node of this host, through which its processes reach other hosts.
@@ -81,7 +87,7 @@ def node(
         if not given:
             raise ValueError(f"give the NATS server with --nats URL, or set ${spawn.URL}")
         own = names.default_node() if name is None else names.check_name(name, "--name")
-        choices = Choices(Settings.parse(given), own, started, _linger_s())
+        choices = Choices(Settings.parse(given), own, started, _linger_s(), textfile)
     except (ValueError, UnusableRoot) as error:
         end(str(error), _USAGE)
     except StoreError as error:

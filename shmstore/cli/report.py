@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from shmstore.cli.answer import CORRUPT, fault, say
-from shmstore.cli.output import write_whole
 from shmstore.cli.place import looked_at, snapshot
 from shmstore.errors import StoreError
 from shmstore.inspection.overview import overview
 from shmstore.inspection.page import page
 from shmstore.shown import safe, size, utc
+from shmstore.whole import write_whole
 
 if TYPE_CHECKING:
     from shmstore.inspection.snapshot import Snapshot

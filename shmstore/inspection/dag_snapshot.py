@@ -27,6 +27,7 @@ from shmstore.record import (
     NBYTES_WORD,
     PAGE,
     PUT,
+    SEGMENT_WORD,
     SMALLEST,
     SPILLED,
     Record,
@@ -171,6 +172,21 @@ class DagSnapshot:
             created = words[at + np.uint64(CREATED_WORD)]
             offsets = offsets[np.argsort(created, kind="stable")]
         return offsets
+
+    def named_segments(self) -> tuple[set[int], int]:
+        """The segments in shared memory that live records name, and the bytes moved to disk.
+
+        Without reading the records: what is damaged, or replaced by a commit under way, counts.
+        """
+        offsets = self._live()
+        self.damaged.clear()
+        words = self._words()
+        at = offsets >> np.uint64(3)
+        segments = words[at + np.uint64(SEGMENT_WORD)]
+        flags = words[at + np.uint64(LENGTH_WORD)] >> np.uint64(FLAGS_SHIFT)
+        spilled = (flags & np.uint64(SPILLED) != 0) & (segments != 0)
+        on_disk = words[at[spilled] + np.uint64(NBYTES_WORD)]
+        return set(segments[~spilled].tolist()) - {0}, int(on_disk.sum())
 
     def entries(self, by: str = "stored", reverse: bool = False) -> Iterator[Entry]:
         """The entries of its values; see ``records``."""

@@ -6,7 +6,7 @@ import time
 from typing import NamedTuple
 
 from shmstore.inspection.snapshot import Snapshot, Unreadable
-from shmstore.inspection.usage import Usage, of_dag, usage
+from shmstore.inspection.usage import Usage, usage
 
 
 class DagRates(NamedTuple):
@@ -68,6 +68,8 @@ class Meter:
         passed = now - self._at if self._at else 0.0
         seen: dict[tuple[str, int], tuple[int, int]] = {}
         dags, unreadable = [], 0
+        taken = usage(looked)
+        shared = {one.dag_id: one.shared for one in taken.dags}
         for dag in looked.dags():
             if isinstance(dag, Unreadable):
                 unreadable += 1
@@ -79,15 +81,15 @@ class Meter:
             commits = (totals.sequence - sequence) / passed if passed else 0.0
             growth = (totals.nbytes - nbytes) / passed if passed else 0.0
             waited = dag.control.wait_until_ns > boot
-            shared = of_dag(dag).shared
-            dags.append(DagRates(dag.dag_id, totals.live, shared, commits, growth, waited))
+            took = shared.get(dag.dag_id, 0)
+            dags.append(DagRates(dag.dag_id, totals.live, took, commits, growth, waited))
         self._before, self._at = seen, now
         settings = looked.settings
         beat = settings.node_beat_ns if settings else 0
         return Rates(
             tuple(dags),
             unreadable,
-            usage(looked),
+            taken,
             sum(one.commits for one in dags),
             sum(one.growth for one in dags),
             (boot - beat) / 1e9 if beat else None,

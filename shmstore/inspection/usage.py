@@ -15,7 +15,6 @@ from shmstore import files, names
 from shmstore.descriptor import Descriptor
 from shmstore.inspection.dag_snapshot import DagSnapshot
 from shmstore.inspection.snapshot import Snapshot, Unreadable
-from shmstore.record import SPILLED
 
 _BLOCK = 512
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -119,12 +118,7 @@ def usage(looked: Snapshot) -> Usage:
 
 def of_dag(dag: DagSnapshot) -> DagUsage:
     """What one DAG takes."""
-    live, spilled = set(), 0
-    for found in dag.records():
-        if found.segment and found.flags & SPILLED:
-            spilled += found.nbytes
-        elif found.segment:
-            live.add(found.segment)
+    live, spilled = dag.named_segments()
     control = dag.control
     current = (names.log_name(control.log_number), names.index_name(control.index_number))
     segments = log = index = leftover = 0

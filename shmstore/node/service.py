@@ -35,6 +35,7 @@ from shmstore.node.publisher import Publisher
 from shmstore.node.registry import Registry
 from shmstore.node.requests import Requests
 from shmstore.node.settings import Settings
+from shmstore.node.textfile import keep_written
 from shmstore.opened import OpenDags
 from shmstore.sweep import Order
 
@@ -71,12 +72,14 @@ class Choices:
         node: Its name.
         started: It was started for a store: it does not stand by, and ends when nobody needs it.
         linger_s: How long it goes on then, seconds.
+        textfile: A file to write figures to, or None.
     """
 
     settings: Settings
     node: str
     started: bool = False
     linger_s: float = LINGER_S
+    textfile: str | None = None
 
 
 def incarnation(space: Namespace) -> str:
@@ -230,6 +233,8 @@ class _Node:
         work = [publisher.run(), self._keep_claim(), self._keep_swept()]
         if self._choices.started:
             work.append(self._until_unused())
+        if self._choices.textfile is not None:
+            work.append(keep_written(space.root, space.name, self._choices.textfile))
         ending.push_async_callback(_cancel, self._tasks)
         requests = Requests(
             registry,

@@ -35,6 +35,7 @@ LOOKING = {
     "dags": ["dags"],
     "stat": ["stat", "etl", "flights"],
     "show": ["show", "etl", "flights"],
+    "head": ["head", "etl", "flights"],
     "export": ["export", "etl", "flights", "-o", "-", "--format", "csv"],
     "path": ["path", "etl", "flights"],
     "du": ["du"],

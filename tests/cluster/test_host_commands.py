@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shmstore.demo.server import NatsServer
-from tests.cluster.running import DEADLINE_S, command, environment, hosts
+from tests.cluster.running import DEADLINE_S, command, environment, hosts, node, until
 
 
 def call(root: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -66,3 +66,22 @@ def test_without_a_node_the_commands_say_so(root: str) -> None:
         done = call(root, *words)
         assert done.returncode == 4, (words, done.stderr)
         assert "shmstore node --nats" in done.stderr
+
+
+def test_a_node_writes_figures_for_prometheus(
+    server: NatsServer, root: str, tmp_path: Path
+) -> None:
+    """The file appears whole while it serves; a place that cannot be written is no end of it."""
+    import shmstore
+
+    shmstore.Store(root).put("d", "v", 1)
+    path = tmp_path / "figures" / "shmstore.prom"
+    with node(root, tmp_path, server.url, "a", "--textfile", str(path)) as running:
+        running.says("cannot be written")
+        assert call(root, "node", "status").returncode == 0
+    path.parent.mkdir()
+    with node(root, tmp_path, server.url, "a", "--textfile", str(path)) as running:
+        until(path.exists, "the file is written")
+        assert 'shmstore_dag_values{namespace="default",dag="d"} 1' in path.read_text()
+        assert "shmstore_node_beat_age_seconds" in path.read_text()
+        assert [one.name for one in path.parent.iterdir()] == ["shmstore.prom"]

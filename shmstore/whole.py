@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all."""
+"""Files for other programs, outside of the store: written whole or not at all."""
 
 from __future__ import annotations
 
