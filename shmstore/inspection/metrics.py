@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from shmstore.inspection.snapshot import Snapshot, Unreadable
 from shmstore.inspection.usage import usage
+from shmstore.shown import safe
 
 #: DAGs that have lines of their own, the largest first; the others are only in the sums.
 MOST_DAGS = 100
@@ -88,4 +89,5 @@ def _family(
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    # Also what a terminal might obey; a backslash is then doubled, as the format wants it.
+    return safe(text).replace("\\", "\\\\").replace('"', '\\"')

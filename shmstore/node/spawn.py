@@ -73,7 +73,8 @@ class Node:
     def run(self) -> None:
         """Runs the node in this process, in the foreground, until SIGTERM or Ctrl-C.
 
-        Stands by as long as another node serves the namespace.
+        Stands by as long as another node serves the namespace. A store that was opened with
+        ``nats`` starts one by itself, which may serve first: open this one without.
 
         Raises:
             CannotServe: It cannot do its work, and trying again would not help.

@@ -190,12 +190,16 @@ def test_spawn_starts_one_for_a_store(server: NatsServer, root: str) -> None:
 
 def test_run_is_the_node_in_the_foreground(server: NatsServer, root: str) -> None:
     """Node.run serves in the caller's process, until SIGTERM."""
-    code = "import sys, shmstore; shmstore.Node(shmstore.Store(sys.argv[1]), node='a').run()"
+    code = (
+        "import sys, shmstore\n"
+        "store = shmstore.Store(sys.argv[1])  # with nats, it might start one that serves first\n"
+        "shmstore.Node(store, nats=sys.argv[2], node='a').run()"
+    )
     running = subprocess.Popen(
-        [sys.executable, "-c", code, root],
+        [sys.executable, "-c", code, root, server.url],
         stdin=subprocess.DEVNULL,
         cwd=CHECKOUT,
-        env=environment(SHMSTORE_NATS=server.url),
+        env=environment(),
     )
     try:
         with shmstore.Store(root) as store:
