@@ -14,6 +14,7 @@ from benchmarks import (
     followed,
     growth,
     hosts,
+    inspection,
     machine,
     many_entries,
     place,
@@ -36,7 +37,10 @@ MEMORY = {question.NAME: question for question in (reuse, waking, growth)}
 
 #: The questions of ``fetch``.
 FETCH = {question.NAME: question for question in (fetch, hosts, followed)}
-_QUESTIONS = {"local": LOCAL, "memory": MEMORY, "fetch": FETCH}
+
+#: The question of ``tool``.
+TOOL = {inspection.NAME: inspection}
+_QUESTIONS = {"local": LOCAL, "memory": MEMORY, "fetch": FETCH, "tool": TOOL}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"    {question.NAME:<10}{question.TITLE}")
         print("python -m benchmarks fetch    values of other hosts; its questions (--only):")
         for question in FETCH.values():
+            print(f"    {question.NAME:<10}{question.TITLE}")
+        print("python -m benchmarks tool     the command line; its questions (--only):")
+        for question in TOOL.values():
             print(f"    {question.NAME:<10}{question.TITLE}")
         print("python -m benchmarks profile {put,get}   where the time of a small one goes")
         return 0
@@ -92,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "local": "the store of one host, beside floors and peers",
         "fetch": "values of other hosts, beside bare nats-py",
         "memory": "memory that is new and reused, growth, and waking up",
+        "tool": "how long the command line keeps one waiting",
     }
     for name, questions in _QUESTIONS.items():
         asked = commands.add_parser(name, help=told[name])

@@ -58,6 +58,7 @@ def _run(*arguments: str) -> str:
         ("local", ("small", "arrays")),
         ("local", ("entries",)),
         ("local", ("tables", "writers")),
+        ("tool", ("inspection",)),
         ("memory", ("reuse", "waking", "growth")),
     ],
 )
