@@ -157,7 +157,7 @@ def test_beside_busy_writers_a_look_is_a_state_that_was(
     root: str, writers: list[subprocess.Popen[bytes]]
 ) -> None:
     """Pairs that are stored together are seen together, through compactions and clears."""
-    deadline = time.monotonic() + 4.0
+    deadline = time.monotonic() + 3.0
     looks = pairs = 0
     logs = set()
     while time.monotonic() < deadline:
