@@ -6,6 +6,7 @@ Whether a holder lives is never judged by a pid: the lock itself says so.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 OUTSIDE = "a process outside this pid namespace"
 
@@ -25,6 +26,24 @@ def of(device: int, inode: int) -> str | None:
     return told(locks, status, apart, device, inode)
 
 
+def flocks(locks: str) -> Iterator[tuple[tuple[int, int], int]]:
+    """The files that are locked by ``flock``: device and inode, and by which process.
+
+    Args:
+        locks: What /proc/locks says.
+
+    Yields:
+        Also 0 for a process that has no pid in the namespace of /proc.
+    """
+    for line in locks.splitlines():
+        fields = line.split()
+        if len(fields) < 6 or "->" in fields or fields[1] != "FLOCK":
+            continue
+        major, minor, inode = fields[5].split(":")
+        device = os.makedev(int(major, 16), int(minor, 16))
+        yield (device, int(inode)), max(int(fields[4]), 0)
+
+
 def told(locks: str, status: str, apart: bool, device: int, inode: int) -> str | None:
     """Who holds the lock of a file.
 
@@ -39,17 +58,15 @@ def told(locks: str, status: str, apart: bool, device: int, inode: int) -> str |
         Who, or None if that is not told. A number that means another process here, or
         none, is not given as if it were a pid of this namespace.
     """
-    place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
-    for line in locks.splitlines():
-        fields = line.split()
-        if len(fields) < 6 or "->" in fields or fields[1] != "FLOCK" or fields[5] != place:
+    for place, pid in flocks(locks):
+        if place != (device, inode):
             continue
-        if fields[4] == "0":
+        if not pid:
             return OUTSIDE
         # Our own pid in every namespace from that of /proc down to ours.
         own = next((line for line in status.splitlines() if line.startswith("NSpid:")), "")
         if len(own.split()) > 2:
-            return f"process {fields[4]} of the pid namespace that /proc shows"
-        return f"process {fields[4]}"
+            return f"process {pid} of the pid namespace that /proc shows"
+        return f"process {pid}"
     # The kernel leaves out holders that have no pid in the namespace of /proc.
     return OUTSIDE if apart else None

@@ -62,13 +62,3 @@ def parse_seconds(value: object, what: str) -> float:
     if not seconds >= 0:
         raise ValueError(f"{what} must not be negative seconds or NaN: {value!r:.80}")
     return seconds
-
-
-def show_size(nbytes: int) -> str:
-    """A size for people, with three digits: "7.45 GiB"."""
-    size = float(nbytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1024 or unit == "PiB":
-            break
-        size /= 1024
-    return f"{nbytes:,} bytes" if unit == "bytes" else f"{size:.3g} {unit}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,19 +29,22 @@ _HEADS = ("DAG", "VALUES", "BYTES", "LOG", "INDEX", "DEAD", "LAST USED", "KEPT F
 def dags(root: str | None, namespace: str | None, at: str | None, as_json: bool) -> None:
     """Shows all DAGs: their values, what they take, and when they were last used."""
     looked = snapshot(root, namespace, at)
-    found = list(looked.dags())
-    sound = [dag for dag in found if not isinstance(dag, Unreadable)]
-    broken = [dag for dag in found if isinstance(dag, Unreadable)]
+    told: list[Any] = []
+    broken: list[Unreadable] = []
+    for dag in looked.dags():  # one at a time: each has its files open
+        if isinstance(dag, Unreadable):
+            broken.append(dag)
+        else:
+            told.append(dag_facts(dag) if as_json else _row(dag))
     if as_json:
-        document("dags", _facts(looked, sound, broken))
+        document("dags", _facts(looked, told, broken))
     else:
-        lines = columns(_HEADS, map(_row, sound), right=(1, 2, 3, 4, 5, 6))
-        for number, line in enumerate(lines):
+        for number, line in enumerate(columns(_HEADS, told, right=(1, 2, 3, 4, 5, 6))):
             click.echo(line if number else head(line))
     sys.exit(told_faults(looked, broken))
 
 
-def told_faults(looked: Snapshot, broken: list[Unreadable]) -> int:
+def told_faults(looked: Snapshot, broken: Sequence[Unreadable]) -> int:
     """Says on stderr what of a namespace could not be read; returns the exit code."""
     code = 0
     if looked.fault is not None:
@@ -70,14 +74,16 @@ def _passed_s(boottime_ns: int) -> float:
     return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boottime_ns) / 1e9
 
 
-def _facts(looked: Snapshot, sound: list[DagSnapshot], broken: list[Unreadable]) -> dict[str, Any]:
+def _facts(
+    looked: Snapshot, dags: list[dict[str, Any]], broken: list[Unreadable]
+) -> dict[str, Any]:
     settings = looked.settings
     return {
         "root": looked.root,
         "namespace": looked.name,
         "capacity": settings.capacity or None if settings else None,
         "fault": looked.fault,
-        "dags": [dag_facts(dag) for dag in sound],
+        "dags": dags,
         "unreadable": [{"dag_id": dag.dag_id, "why": str(dag.error)} for dag in broken],
     }
 

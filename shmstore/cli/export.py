@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import IO
 
 import click
 
 from shmstore.cli.answer import say
 from shmstore.cli.place import DAG, ID, looked_at, snapshot
-from shmstore.cli.show import NeedsUnsafe
-from shmstore.errors import UnsafeValue
+from shmstore.cli.show import value_of
 from shmstore.inspection import export as forms
-from shmstore.inspection import shape
 from shmstore.shown import safe, size
 from shmstore.whole import write_whole
 
@@ -55,23 +55,12 @@ def export(
     if path != "-" and os.path.lexists(path) and not force:
         raise click.UsageError(f"{safe(path)} is there; --force replaces it")
     dag = snapshot(root, namespace, at).dag(dag_id)
+    write: Callable[[IO[bytes]], object]
     if form == "raw":
-        _, payload = dag.payload(id)
-
-        def write(out: IO[bytes]) -> None:
-            out.write(payload)
+        payload = dag.payload(id)[1]
+        write = partial(_write_raw, payload)
     else:
-        try:
-            _, value = shape.value_of(dag, id, unsafe)
-        except UnsafeValue as error:
-            if unsafe:
-                raise
-            raise NeedsUnsafe(error.what, dag_id, id, error.origin) from None
-        chosen = form
-
-        def write(out: IO[bytes]) -> None:
-            forms.write(value, chosen, out)
-
+        write = partial(forms.write, value_of(dag, id, unsafe), form)
     if path == "-":
         write(sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -81,3 +70,7 @@ def export(
     except OSError as error:
         raise click.ClickException(f"{safe(path)} cannot be written: {error.strerror}") from None
     say(f"Wrote {safe(path)}, {size(os.path.getsize(path))}.")
+
+
+def _write_raw(payload: memoryview, out: IO[bytes]) -> None:
+    out.write(payload)

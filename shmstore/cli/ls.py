@@ -96,7 +96,7 @@ def _watch(looked: Snapshot, what: str | None, how: _How) -> NoReturn:
         except NoDag as error:
             fault(safe(str(error)))  # it may come, or come back
         while not list(changes.look()):
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # to be woken, it would have to write into the DAGs' pages
 
 
 def _dags(looked: Snapshot, as_json: bool) -> int:

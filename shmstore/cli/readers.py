@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shmstore import stored
 from shmstore.cli.answer import JSON, document, head
 from shmstore.cli.dags import told_faults
 from shmstore.cli.place import looked_at, snapshot
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from shmstore.inspection.dag_snapshot import DagSnapshot
 
 _COMMAND_WIDTH = 48
+#: By file: the DAG, the value's id or None, the size.
+_Places = dict[Inode, tuple[str, str | None, int]]
 
 
 @click.command()
@@ -34,18 +35,20 @@ def readers(
     Only processes of this pid namespace that you may look at are told by name.
     """
     looked = snapshot(root, namespace, at)
-    wanted = None
     broken: list[Unreadable] = []
-    dags: list[DagSnapshot] = []
+    places: _Places = {}
     if what is not None:
         dag, wanted = looked.named(what)
-        dags = [dag]
         if wanted is not None:
             dag.find(wanted)
+        places = _places(dag, wanted)
     else:
-        for one in looked.dags():
-            (broken if isinstance(one, Unreadable) else dags).append(one)  # type: ignore[arg-type]
-    found = _viewed(dags, wanted)
+        for one in looked.dags():  # one at a time: each has its files open
+            if isinstance(one, Unreadable):
+                broken.append(one)
+            else:
+                places |= _places(one, None)
+    found = _viewed(places)
     if as_json:
         document("readers", {"views": found})
     else:
@@ -65,16 +68,18 @@ def readers(
     sys.exit(told_faults(looked, broken))
 
 
-def _viewed(dags: list[DagSnapshot], wanted: str | None) -> list[dict[str, Any]]:
-    """Each view, of live values and of dead ones that are still there, by DAG."""
-    places: dict[Inode, tuple[str, str | None, int]] = {}
-    for dag in dags:
-        by_number = {one.segment: one for one in dag.records() if one.segment}
-        for number, status in dag.segments().items():
-            one = by_number.get(number)
-            id = None if one is None else stored.entry_of(dag.dag_id, one).id
-            if wanted is None or id == wanted:
-                places[inode_of(status)] = (dag.dag_id, id, status.st_size)
+def _places(dag: DagSnapshot, wanted: str | None) -> _Places:
+    """The segments of a DAG, of live values and of dead ones that are still there."""
+    ids = {one.segment: one.key.decode(errors="replace") for one in dag.records() if one.segment}
+    return {
+        inode_of(status): (dag.dag_id, ids.get(number), status.st_size)
+        for number, status in dag.segments().items()
+        if wanted is None or ids.get(number) == wanted
+    }
+
+
+def _viewed(places: _Places) -> list[dict[str, Any]]:
+    """Each view by another process, by DAG and id."""
     views = []
     for inode, holding in holders(places).items():
         dag_id, id, nbytes = places[inode]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from shmstore.shown import columns as table
 from shmstore.shown import safe
 
 if TYPE_CHECKING:
+    from shmstore.inspection.dag_snapshot import DagSnapshot
     from shmstore.inspection.preview import Preview
 
 
@@ -61,13 +62,7 @@ def show(
     Nothing that a value holds is run, unless --unsafe says so.
     """
     dag = snapshot(root, namespace, at).dag(dag_id)
-    try:
-        _, value = shape.value_of(dag, id, unsafe)
-    except UnsafeValue as error:
-        if unsafe:
-            raise
-        raise NeedsUnsafe(error.what, dag_id, id, error.origin) from None
-    shown = preview(value, rows, columns)
+    shown = preview(value_of(dag, id, unsafe), rows, columns)
     if as_json:
         document(
             "preview",
@@ -84,6 +79,16 @@ def show(
         )
     else:
         _print(shown)
+
+
+def value_of(dag: DagSnapshot, id: str, unsafe: bool) -> Any:
+    """A value; without ``unsafe``, none that would run something. Raises as ``shape.value_of``."""
+    try:
+        return shape.value_of(dag, id, unsafe)
+    except UnsafeValue as error:
+        if unsafe:
+            raise
+        raise NeedsUnsafe(error.what, dag.dag_id, id, error.origin) from None
 
 
 def _print(shown: Preview) -> None:

@@ -62,7 +62,7 @@ def _told(dag: DagSnapshot, found: Record, id: str) -> tuple[dict[str, Any], str
     if array is not None:
         return {"dtype": array[0], "shape": list(array[1])}, None
     try:
-        return shape.described(shape.value_of(dag, id)[1]), None
+        return shape.described(shape.value_of(dag, id)), None
     except CorruptValue:
         raise
     except StoreError as error:

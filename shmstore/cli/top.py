@@ -61,7 +61,7 @@ def top(
             click.echo(line("rates", _facts(rates)))
             if once:
                 return
-            time.sleep(interval)
+            time.sleep(interval)  # what is wanted: a look every so often
             rates = meter.look()
     if once or not sys.stdout.isatty():
         console.print(_view(rates, where, "m", False, _Room(1000, console.width)))
@@ -124,8 +124,8 @@ def _view(
         Text(cut(f"{rates.commits:,.0f} puts and deletes a second, {_signed(rates.growth)}/s; "
                  f"{_node(rates)}; {_waited(rates)}", columns)),
     ]  # fmt: skip
-    if rates.unreadable:
-        head.append(Text(f"{count(rates.unreadable, 'DAG')} cannot be read", style="red"))
+    if used.unreadable:
+        head.append(Text(f"{count(len(used.unreadable), 'DAG')} cannot be read", style="red"))
     foot = Text(cut(_HELP if helping else "q quit  p pause  ? help", columns), style="dim")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", expand=True)
     table.add_column("DAG", no_wrap=True, ratio=1)
@@ -177,7 +177,7 @@ def _facts(rates: Rates) -> dict[str, object]:
         "reclaimable": used.reclaimable,
         "free": used.free,
         "node_age_s": rates.node_age_s,
-        "unreadable": rates.unreadable,
+        "unreadable": len(used.unreadable),
         "dags": [
             {
                 "dag_id": one.dag_id,

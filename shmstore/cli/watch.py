@@ -45,7 +45,7 @@ def watch(
             told += 1
             if told == most:
                 return
-        time.sleep(_LOOK_S)
+        time.sleep(_LOOK_S)  # to be woken, it would have to write into the DAGs' pages
 
 
 def _facts(change: Change) -> dict[str, Any]:

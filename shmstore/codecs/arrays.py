@@ -72,10 +72,11 @@ def split(value: np.ndarray[Any, Any], described: bytes) -> tuple[bytes, memoryv
 
 @lru_cache(maxsize=1024)
 def _simple_head(meta: bytes) -> tuple[int, tuple[int, ...], np.dtype[Any], int]:
-    return _head(meta)
+    return parse_head(meta)
 
 
-def _head(meta: bytes) -> tuple[int, tuple[int, ...], np.dtype[Any], int]:
+def parse_head(meta: bytes) -> tuple[int, tuple[int, ...], np.dtype[Any], int]:
+    """Order, shape, dtype and size in bytes of an array, from its meta. Raises CorruptValue."""
     ndim = meta[1] if len(meta) > 1 else 255
     if ndim > _MAX_DIMENSIONS or len(meta) < _HEADS[ndim].size or meta[0] > _F:
         raise CorruptValue("malformed header", "meta of an array")
@@ -92,7 +93,7 @@ def decode(meta: bytes, payload: memoryview, trust: Trust | None = None) -> np.n
         CorruptValue: Meta is malformed, or the payload has not the array's size.
     """
     # A structured dtype ends in a brace and is never shared between arrays.
-    order, shape, dtype, nbytes = _head(meta) if meta[-1:] == b"}" else _simple_head(meta)
+    order, shape, dtype, nbytes = parse_head(meta) if meta[-1:] == b"}" else _simple_head(meta)
     if nbytes != len(payload):
         raise CorruptValue(
             f"an array of {nbytes:,} bytes in a payload of {len(payload):,}", "meta of an array"

@@ -1,8 +1,8 @@
 """Following DAGs from outside: what has been committed since the last look.
 
-Nothing is announced in their pages, so that committers pay nothing: a follower looks at
-one word of each DAG, its commit counter, some times a second, and reads a log only when
-that has changed. What compaction dropped before it was looked at is not told.
+Nothing is announced in their pages, so that nothing is changed and committers pay nothing:
+whoever follows looks again and again. A look opens each DAG's files, and reads what was
+added to its log. What compaction dropped before it was looked at is not told.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shmstore.errors import CorruptValue
+from shmstore import names
+from shmstore.errors import CorruptValue, StoreError
 from shmstore.inspection.dag_snapshot import DagSnapshot
-from shmstore.inspection.snapshot import Snapshot, Unreadable
-from shmstore.record import CHECKPOINT, PAGE, Record
+from shmstore.inspection.snapshot import NoDag, Snapshot, Unreadable
+from shmstore.record import CHECKPOINT, PAGE, PUT, SPILLED, Record
 
 
 class Change(NamedTuple):
@@ -39,7 +40,6 @@ class _Followed:
     def __init__(self, dag: DagSnapshot) -> None:
         self.dag_id = dag.dag_id
         self.generation = dag.control.generation
-        self.commits = dag.control.commits
         self.sequence = dag.totals.sequence
         self.log_number = dag.control.log_number
         self.offset = dag.tail
@@ -84,9 +84,15 @@ class Changes:
             yield Change("cleared", self._followed.pop(token).dag_id)
 
     def _dags(self) -> Iterator[DagSnapshot | Unreadable]:
-        for dag in self._looked.dags():
-            if self._only is None or dag.dag_id == self._only:
-                yield dag
+        if self._only is None:
+            yield from self._looked.dags()
+            return
+        try:
+            yield self._looked.dag(self._only)
+        except NoDag:
+            pass  # not yet, or not any more
+        except StoreError as error:
+            yield Unreadable(names.dag_token(self._only), self._only, error)
 
     def _news(self, dag: DagSnapshot) -> Iterator[Change]:
         before = self._followed.get(dag.token)
@@ -111,8 +117,6 @@ class Changes:
 
 
 def _word(found: Record) -> str:
-    from shmstore.record import PUT, SPILLED
-
     if found.op != PUT:
         return "delete"
     return "moved" if found.flags & SPILLED else "put"

@@ -18,7 +18,7 @@ from shmstore.descriptor import Descriptor
 from shmstore.entry import Entry
 from shmstore.errors import CorruptValue, NotFound, UnusableRoot
 from shmstore.inspection.control_page import Control
-from shmstore.inspection.taken import take
+from shmstore.inspection.taken import Taken, look, take
 from shmstore.record import (
     CREATED_WORD,
     DELETE,
@@ -42,7 +42,10 @@ _WORDS = Any  # an array of uint64
 
 
 class DagSnapshot:
-    """A DAG as of one moment. ``refresh`` takes another one.
+    """A DAG as of one moment. ``refresh`` looks anew.
+
+    Opening it costs the same however many values it has. Where they are is looked up when
+    that is first needed: from then on everything is as of that moment.
 
     Attributes:
         token: The name of its directory.
@@ -67,53 +70,62 @@ class DagSnapshot:
         self.directory = directory
         self.damaged: list[int] = []
         self._spill = spill
-        self._taken = take(self.directory)
+        self._look = look(directory)
+        self._known: Taken | None = None
 
     def refresh(self) -> None:
-        """Takes a look at how it is now. Raises as the class."""
+        """Looks at how it is now. Raises as the class."""
         self.damaged.clear()
-        self._taken = take(self.directory)
+        self._look = look(self.directory)
+        self._known = None
+
+    def _taken(self) -> Taken:
+        if self._known is None:
+            self._known = take(self.directory, self._look)
+            self._look = self._known.look
+        return self._known
 
     @property
     def control(self) -> Control:
         """Its control page."""
-        return self._taken.control
+        return self._look.control
 
     @property
     def dag_id(self) -> str:
         """Its name."""
-        return self._taken.control.dag_id
+        return self._look.control.dag_id
 
     @property
     def totals(self) -> Totals:
         """The running totals as of the last commit."""
-        log, tail = self._taken.log, self._taken.tail
+        log, tail = self._look.log, self._look.tail
         return log.totals(tail) if tail >= PAGE and not tail & 7 else Totals(0, 0, 0, 0)
 
     @property
     def tail(self) -> int:
         """Where the log ended."""
-        return self._taken.tail
+        return self._look.tail
 
     @property
     def log_bytes(self) -> int:
         """Size of the log's file."""
-        return self._taken.log.size
+        return self._look.log.size
 
     @property
     def index_bytes(self) -> int:
-        """Size of the index's file; 0 without one."""
-        return self._taken.index_bytes
+        """Size of the index's file; 0 if it cannot be used."""
+        index = self._look.index
+        return 0 if index is None else len(index.map)
 
     @property
     def pending(self) -> int:
         """Bytes of committed records that the index lacks: a dead writer's, or of one at work."""
-        return self._taken.tail - self._taken.indexed
+        return self._look.tail - self._look.indexed
 
     @property
     def index_fault(self) -> str | None:
         """Why the index cannot be used, or None."""
-        return self._taken.index_fault
+        return self._look.index_fault
 
     def records(self, by: str = "stored", reverse: bool = False) -> Iterator[Record]:
         """The live records.
@@ -124,42 +136,41 @@ class DagSnapshot:
 
         What fails its check is left out and noted in ``damaged``.
         """
-        taken = self._taken
-        offsets = self._live()
+        taken = self._taken()
+        log = taken.look.log
+        offsets, damaged = self._live()
+        self.damaged += damaged
         if by == "size":
             sizes = self._words()[(offsets >> np.uint64(3)) + np.uint64(NBYTES_WORD)]
             offsets = offsets[np.argsort(sizes, kind="stable")]
         elif by == "name":
             # Damaged ones last; they are noted when they are read below.
-            keys = [(one.key if one else b"\xff", at) for one, at in self._keyed(offsets)]
-            offsets = np.array([at for _, at in sorted(keys)], dtype=np.uint64)
+            read = ((log.read(offset), offset) for offset in offsets.tolist())
+            keys = sorted((one.key if one else b"\xff", offset) for one, offset in read)
+            offsets = np.array([offset for _, offset in keys], dtype=np.uint64)
         if reverse:
             offsets = offsets[::-1]
         for start in range(0, len(offsets), 4096):
             for offset in offsets[start : start + 4096].tolist():
-                found = taken.log.read(offset)
+                found = log.read(offset)
                 if found is None:
                     self.damaged.append(offset)
                 elif taken.newer.get(found.key, offset) == offset:
                     yield found
 
-    def _keyed(self, offsets: _WORDS) -> Iterator[tuple[Record | None, int]]:
-        for offset in offsets.tolist():
-            yield self._taken.log.read(offset), offset
-
     def _words(self) -> _WORDS:
-        return np.frombuffer(self._taken.log.words, dtype=np.uint64)
+        return np.frombuffer(self._look.log.words, dtype=np.uint64)
 
-    def _live(self) -> _WORDS:
-        """The offsets of live records, in the order of storing."""
-        taken = self._taken
+    def _live(self) -> tuple[_WORDS, list[int]]:
+        """The offsets of live records in the order of storing, and those that cannot be."""
+        taken = self._taken()
         more = np.array(sorted(taken.newer.values()), dtype=np.uint64)
         offsets = union(taken.slots, more)
-        inside = (offsets >= PAGE) & (offsets <= taken.log.size - SMALLEST)
+        inside = (offsets >= PAGE) & (offsets <= taken.look.log.size - SMALLEST)
         inside &= offsets & np.uint64(7) == 0
-        self.damaged += offsets[~inside].tolist()
+        damaged = offsets[~inside].tolist()
         if taken.stopped is not None:
-            self.damaged.append(taken.stopped)
+            damaged.append(taken.stopped)
         offsets = offsets[inside]
         words = self._words()
         at = offsets >> np.uint64(3)
@@ -171,15 +182,14 @@ class DagSnapshot:
             # Moving a value to disk wrote its record anew, at another place.
             created = words[at + np.uint64(CREATED_WORD)]
             offsets = offsets[np.argsort(created, kind="stable")]
-        return offsets
+        return offsets, damaged
 
     def named_segments(self) -> tuple[set[int], int]:
         """The segments in shared memory that live records name, and the bytes moved to disk.
 
         Without reading the records: what is damaged, or replaced by a commit under way, counts.
         """
-        offsets = self._live()
-        self.damaged.clear()
+        offsets, _ = self._live()
         words = self._words()
         at = offsets >> np.uint64(3)
         segments = words[at + np.uint64(SEGMENT_WORD)]
@@ -203,14 +213,15 @@ class DagSnapshot:
             NotFound: There is none.
             CorruptValue: It fails its check.
         """
-        taken = self._taken
+        taken = self._taken()
+        log = taken.look.log
         key = names.encode_id(id, "id")
         at = taken.newer.get(key)
         suspects = taken.slots[taken.hashes == np.uint64(key_hash(key))].tolist()
         for offset in suspects if at is None else [at]:
-            found = taken.log.read(offset)
+            found = log.read(offset)
             if found is None:
-                where = f"{names.log_name(taken.log.number)} at {offset}"
+                where = f"{names.log_name(log.number)} at {offset}"
                 raise CorruptValue("its record fails its check", where, self.dag_id, id)
             if found.key == key and found.op == PUT:
                 return offset, found
@@ -226,7 +237,7 @@ class DagSnapshot:
             Offset, record, and the running totals after it. A CHECKPOINT ends what
             compaction moved into this log: what came before has lost its dead records.
         """
-        log, tail = self._taken.log, self._taken.tail
+        log, tail = self._look.log, self._look.tail
         reached = start
         for offset, found in log.scan(start, tail):
             reached = offset + found.length
@@ -249,9 +260,8 @@ class DagSnapshot:
             try:
                 return found, self.bytes_of(found)
             except segment.SegmentGone:
-                self.refresh()  # replaced meanwhile, else there is a new look at damage
-        gone = CorruptValue("its segment is missing", stored.location(found), self.dag_id, id)
-        raise gone
+                self.refresh()  # replaced meanwhile, unless it is missing
+        raise CorruptValue("its segment is missing", stored.location(found), self.dag_id, id)
 
     def bytes_of(self, found: Record) -> memoryview:
         """The stored bytes of a record. Raises SegmentGone if they are no longer there."""

@@ -10,6 +10,8 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
+from shmstore import holder
+
 Inode = tuple[int, int]  # device and number
 
 
@@ -75,16 +77,8 @@ def _mapped(pid: int) -> set[Inode]:
 
 def _locked() -> list[tuple[Inode, int]]:
     """The files that are locked by ``flock``, and by which process."""
-    found = []
     try:
         with open("/proc/locks", encoding="ascii") as table:
-            for line in table:
-                fields = line.split()
-                if len(fields) < 6 or "->" in fields or fields[1] != "FLOCK":
-                    continue
-                major, minor, number = fields[5].split(":")
-                device = os.makedev(int(major, 16), int(minor, 16))
-                found.append(((device, int(number)), max(int(fields[4]), 0)))
+            return list(holder.flocks(table.read()))
     except OSError:
-        pass
-    return found
+        return []

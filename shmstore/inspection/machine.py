@@ -115,14 +115,12 @@ def versions() -> dict[str, str]:
 
 
 def _store(root: str, namespace: str) -> tuple[int, bool, tuple[str, ...]]:
-    from shmstore.inspection.snapshot import Unreadable
-
     try:
         looked = Snapshot(root, names.check_name(namespace, "namespace"))
     except NoStore:
         return 0, False, ()
-    broken = tuple(dag.dag_id for dag in looked.dags() if isinstance(dag, Unreadable))
     taken = usage(looked)
+    broken = tuple(one.dag_id for one in taken.unreadable)
     settings = looked.settings
     stale = settings is not None and not settings.this_start
     return sum(one.leftover for one in taken.dags) + taken.trash, stale, broken

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from shmstore.inspection.snapshot import Snapshot, Unreadable
+from shmstore.inspection.snapshot import Snapshot
 from shmstore.inspection.usage import usage
 from shmstore.shown import safe
 
@@ -19,7 +19,7 @@ def lines(looked: Snapshot) -> Iterator[str]:
     """The lines of one reading."""
     found = usage(looked)
     space = {"namespace": looked.name}
-    unreadable = sum(isinstance(dag, Unreadable) for dag in looked.dags())
+    unreadable = len(found.unreadable)
     yield from _gauge("dags", "DAGs that can be read.", [(space, len(found.dags))])
     yield from _gauge("dags_unreadable", "DAGs that cannot be read.", [(space, unreadable)])
     yield from _gauge("bytes", "Shared memory taken, bytes.", [(space, found.shared)])
@@ -30,7 +30,7 @@ def lines(looked: Snapshot) -> Iterator[str]:
         ("leftover", sum(one.leftover for one in found.dags)),
         ("pool", found.pool),
         ("trash", found.trash),
-        ("other", found.other + found.unreadable),
+        ("other", found.other + found.damaged),
     )
     yield from _gauge(
         "part_bytes",
@@ -46,21 +46,12 @@ def lines(looked: Snapshot) -> Iterator[str]:
     )
     yield from _gauge("free_bytes", "What is free of it.", [(space, found.free)])
     largest = sorted(found.dags, key=lambda one: -one.shared)[:MOST_DAGS]
-    labels = [{**space, "dag": one.dag_id} for one in largest]
+    of_dags = [({**space, "dag": one.dag_id}, one) for one in largest]
+    yield from _gauge("dag_values", "Values.", [(at, one.totals.live) for at, one in of_dags])
     yield from _gauge(
-        "dag_values", "Values.", [(at, one.values) for at, one in zip(labels, largest, strict=True)]
+        "dag_bytes", "Shared memory of a DAG.", [(at, one.shared) for at, one in of_dags]
     )
-    yield from _gauge(
-        "dag_bytes",
-        "Shared memory of a DAG.",
-        [(at, one.shared) for at, one in zip(labels, largest, strict=True)],
-    )
-    wanted = {one.dag_id for one in largest}
-    records = [
-        ({**space, "dag": dag.dag_id}, dag.totals.sequence)
-        for dag in looked.dags()
-        if not isinstance(dag, Unreadable) and dag.dag_id in wanted
-    ]
+    records = [(at, one.totals.sequence) for at, one in of_dags]
     yield from _family("dag_records_total", "counter", "Puts and deletes committed.", records)
     settings = looked.settings
     if settings is not None and settings.node_beat_ns:
@@ -81,11 +72,8 @@ def _family(
     yield f"# TYPE {_PREFIX}{name} {kind}"
     for labels, value in samples:
         told = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        yield (
-            f"{_PREFIX}{name}{{{told}}} {value:.6g}"
-            if isinstance(value, float)
-            else (f"{_PREFIX}{name}{{{told}}} {value}")
-        )
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        yield f"{_PREFIX}{name}{{{told}}} {shown}"
 
 
 def _escaped(text: str) -> str:

@@ -34,7 +34,7 @@ def page(found: Overview, findings: Sequence[Finding] | str, made: str) -> str:
     taken = found.usage
     tiles = [
         ("shared memory", size(taken.shared)),
-        ("values", f"{sum(one.values for one in taken.dags):,}"),
+        ("values", f"{sum(one.totals.live for one in taken.dags):,}"),
         ("DAGs", f"{len(taken.dags):,}"),
         ("can be reclaimed", size(taken.reclaimable)),
         ("free", size(taken.free)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from shmstore.inspection.snapshot import Snapshot, Unreadable
+from shmstore.inspection.snapshot import Snapshot
 from shmstore.inspection.usage import Usage, usage
 
 
@@ -34,15 +34,13 @@ class Rates(NamedTuple):
 
     Attributes:
         dags: Its DAGs.
-        unreadable: How many cannot be read.
-        usage: What it takes.
+        usage: What it takes, and what cannot be read.
         commits: Puts and deletes a second.
         growth: Bytes of payloads that it gains a second.
         node_age_s: Seconds since its node was alive, None for never.
     """
 
     dags: tuple[DagRates, ...]
-    unreadable: int
     usage: Usage
     commits: float
     growth: float
@@ -66,29 +64,23 @@ class Meter:
         looked = Snapshot(*self._place)
         now, boot = time.monotonic(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         passed = now - self._at if self._at else 0.0
-        seen: dict[tuple[str, int], tuple[int, int]] = {}
-        dags, unreadable = [], 0
         taken = usage(looked)
-        shared = {one.dag_id: one.shared for one in taken.dags}
-        for dag in looked.dags():
-            if isinstance(dag, Unreadable):
-                unreadable += 1
-                continue
-            key, totals = (dag.dag_id, dag.control.generation), dag.totals
+        seen: dict[tuple[str, int], tuple[int, int]] = {}
+        dags = []
+        for one in taken.dags:
+            key, totals = (one.dag_id, one.control.generation), one.totals
             seen[key] = totals.sequence, totals.nbytes
             # A DAG that has come since the last look began at nothing.
             sequence, nbytes = self._before.get(key, (0, 0) if passed else seen[key])
             commits = (totals.sequence - sequence) / passed if passed else 0.0
             growth = (totals.nbytes - nbytes) / passed if passed else 0.0
-            waited = dag.control.wait_until_ns > boot
-            took = shared.get(dag.dag_id, 0)
-            dags.append(DagRates(dag.dag_id, totals.live, took, commits, growth, waited))
+            waited = one.control.wait_until_ns > boot
+            dags.append(DagRates(one.dag_id, totals.live, one.shared, commits, growth, waited))
         self._before, self._at = seen, now
         settings = looked.settings
         beat = settings.node_beat_ns if settings else 0
         return Rates(
             tuple(dags),
-            unreadable,
             taken,
             sum(one.commits for one in dags),
             sum(one.growth for one in dags),

@@ -18,8 +18,8 @@ from shmstore.record import UNTRUSTED, Record
 _PIECE = 1 << 20
 
 
-def value_of(dag: DagSnapshot, id: str, unsafe: bool = False) -> tuple[Record, Any]:
-    """A value and its record.
+def value_of(dag: DagSnapshot, id: str, unsafe: bool = False) -> Any:
+    """A value.
 
     Args:
         dag: The DAG.
@@ -34,7 +34,7 @@ def value_of(dag: DagSnapshot, id: str, unsafe: bool = False) -> tuple[Record, A
     """
     found, payload = dag.payload(id)
     trust = None if unsafe and not found.flags & UNTRUSTED else NOBODY
-    return found, stored.decoded(dag.dag_id, id, found.codec, found.meta, payload, trust)
+    return stored.decoded(dag.dag_id, id, found.codec, found.meta, payload, trust)
 
 
 def of_array(found: Record) -> tuple[str, tuple[int, ...]] | None:
@@ -43,7 +43,7 @@ def of_array(found: Record) -> tuple[str, tuple[int, ...]] | None:
         return None
     from shmstore.codecs import arrays
 
-    _, shape, dtype, _ = arrays._head(provenance.codec_meta(found.meta))
+    _, shape, dtype, _ = arrays.parse_head(provenance.codec_meta(found.meta))
     return str(dtype), shape
 
 

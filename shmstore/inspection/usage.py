@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shmstore import files, names
 from shmstore.descriptor import Descriptor
+from shmstore.inspection.control_page import Control
 from shmstore.inspection.dag_snapshot import DagSnapshot
 from shmstore.inspection.snapshot import Snapshot, Unreadable
+from shmstore.record import Totals
 
 _BLOCK = 512
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -22,29 +23,30 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 @dataclass(frozen=True, slots=True)
 class DagUsage:
-    """What one DAG takes, bytes.
+    """What one DAG takes, bytes, as of one look.
 
     Attributes:
-        dag_id: The DAG.
-        values: How many live.
-        payload: What its live values' payloads hold, wherever they lie.
+        control: Its control page.
+        totals: Its running totals: live values, their payloads, dead bytes of its log.
         segments: Files of live values.
         log: Its log, inline values and what is dead in it included, and its page.
-        dead: What of the log no live record needs: compaction frees it.
         index: Its index.
         leftover: Segments of no live value, logs and indexes not in use: gc frees them.
         spilled: Values moved to disk.
     """
 
-    dag_id: str
-    values: int
-    payload: int
+    control: Control
+    totals: Totals
     segments: int
     log: int
-    dead: int
     index: int
     leftover: int
     spilled: int
+
+    @property
+    def dag_id(self) -> str:
+        """The DAG."""
+        return self.control.dag_id
 
     @property
     def shared(self) -> int:
@@ -58,7 +60,8 @@ class Usage:
 
     Attributes:
         dags: Its DAGs, those that can be read.
-        unreadable: What directories of DAGs take that cannot be read.
+        unreadable: Those that cannot.
+        damaged: What the directories of these take.
         pool: Emptied segments, kept for reuse.
         trash: Cleared DAGs on their way out, and dead values' segments that are viewed.
         other: The namespace's own pages, locks and notes.
@@ -69,7 +72,8 @@ class Usage:
     """
 
     dags: tuple[DagUsage, ...]
-    unreadable: int
+    unreadable: tuple[Unreadable, ...]
+    damaged: int
     pool: int
     trash: int
     other: int
@@ -82,30 +86,33 @@ class Usage:
     def shared(self) -> int:
         """Shared memory that the namespace takes."""
         return sum(one.shared for one in self.dags) + sum(
-            (self.unreadable, self.pool, self.trash, self.other)
+            (self.damaged, self.pool, self.trash, self.other)
         )
 
     @property
     def reclaimable(self) -> int:
         """What a gc, or a compaction, would free of it."""
-        dead = sum(one.leftover + one.dead for one in self.dags)
+        dead = sum(one.leftover + one.totals.dead for one in self.dags)
         return dead + self.pool + self.trash
 
 
 def usage(looked: Snapshot) -> Usage:
-    """Looks at every file of a namespace, or of one DAG."""
-    dags, unreadable = [], 0
+    """Looks at every file of a namespace, or of one DAG; at one DAG at a time."""
+    dags: list[DagUsage] = []
+    unreadable: list[Unreadable] = []
     for dag in looked.dags():
         if isinstance(dag, Unreadable):
-            unreadable += _below(looked, os.path.join(names.DAGS, dag.token))
+            unreadable.append(dag)
         else:
             dags.append(of_dag(dag))
+    damaged = (_below(looked, os.path.join(names.DAGS, one.token)) for one in unreadable)
     settings = looked.settings
     status = os.fstatvfs(looked.directory.fd)
     whole = looked.whole
     return Usage(
         tuple(dags),
-        unreadable,
+        tuple(unreadable),
+        sum(damaged),
         _below(looked, names.POOL) if whole else 0,
         _below(looked, names.TRASH) if whole else 0,
         _own(looked) if whole else 0,
@@ -133,10 +140,7 @@ def of_dag(dag: DagSnapshot) -> DagUsage:
             log += took  # with the manifest's page
         else:
             leftover += took
-    totals = dag.totals
-    return DagUsage(
-        dag.dag_id, totals.live, totals.nbytes, segments, log, totals.dead, index, leftover, spilled
-    )
+    return DagUsage(control, dag.totals, segments, log, index, leftover, spilled)
 
 
 def by(looked: Snapshot, what: str) -> list[tuple[str, int, int]]:
@@ -172,10 +176,10 @@ def _own(looked: Snapshot) -> int:
 
 def _below(looked: Snapshot, path: str) -> int:
     """What a file or directory of the namespace takes, with what is in it."""
-    return _tree(looked.directory, path)
+    return _taken(looked.directory, path)
 
 
-def _tree(directory: Descriptor, name: str) -> int:
+def _taken(directory: Descriptor, name: str) -> int:
     try:
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
@@ -183,11 +187,5 @@ def _tree(directory: Descriptor, name: str) -> int:
         inner = Descriptor.open(name, _DIRECTORY, within=directory.fd)
     except OSError:
         return 0  # gone as we looked, or not for us to see
-    return status.st_blocks * _BLOCK + sum(_tree(inner, one) for one in _names(inner))
-
-
-def _names(directory: Descriptor) -> Iterable[str]:
-    try:
-        return files.listed(directory)
-    except OSError:
-        return ()
+    own = status.st_blocks * _BLOCK
+    return own + sum(_taken(inner, one) for one in files.listed(inner))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from shmstore import errors
 from shmstore.demo.server import NatsServer
+from shmstore.node import leases
 from shmstore.node.landing import Original
 from shmstore.record import UNTRUSTED
 from tests import reading_files
@@ -82,6 +84,36 @@ def test_every_codec_comes_across(root: str, tmp_path: Path, max_payload: int) -
     with NatsServer(tmp_path, config=f"max_payload: {max_payload}") as server:
         asyncio.run(run(server.url))
     reading_files.check(f"{root}/b")
+
+
+def test_a_large_value_goes_out_once_and_without_copies(
+    server: NatsServer, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner's socket gets the mapped pages, and its checksum sees them as they go."""
+    direct, summed = 0, []
+    write, total = asyncio.StreamWriter.write, leases.Lease.sum
+
+    def written(self: asyncio.StreamWriter, data: bytes | memoryview) -> None:
+        nonlocal direct
+        if isinstance(data, memoryview) and isinstance(data.obj, mmap.mmap):
+            direct += len(data)
+        write(self, data)
+
+    def whole(self: leases.Lease) -> str:
+        summed.append((self._summed, self.total))
+        return total(self)
+
+    async def scenario() -> None:
+        async with hosts(server.url, root, "a", "b") as (a, b):
+            a.store.put("dag", "large", _LARGE)
+            await b.fetch("a", "large")
+            assert direct == _LARGE.nbytes
+            ((so_far, whole_size),) = summed
+            assert so_far == whole_size > _LARGE.nbytes
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", written)
+    monkeypatch.setattr(leases.Lease, "sum", whole)
+    asyncio.run(scenario())
 
 
 def test_what_the_node_does_not_have_is_not_found(server: NatsServer, root: str) -> None:

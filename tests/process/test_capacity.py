@@ -13,7 +13,7 @@ import pytest
 
 import shmstore
 from shmstore import codecs, crashpoints, ledger, stored
-from shmstore.sizes import parse_size, show_size
+from shmstore.sizes import parse_size
 from tests import reading_files
 from tests.fault.killing import Child, Parent, call, kill_at
 
@@ -67,11 +67,6 @@ def test_what_is_neither_is_a_type_error(value: object) -> None:
     """Neither a float nor bytes is taken for a size."""
     with pytest.raises(TypeError, match="pool must be bytes"):
         parse_size(value, "pool")
-
-
-def test_sizes_are_shown_short() -> None:
-    """With three digits."""
-    assert [show_size(n) for n in (7, 1536, 8 << 30)] == ["7 bytes", "1.5 KiB", "8 GiB"]
 
 
 def test_every_process_obeys_the_capacity_given_last(root: str) -> None:

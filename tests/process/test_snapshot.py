@@ -17,6 +17,8 @@ import pytest
 import shmstore
 from shmstore import crashpoints, names
 from shmstore.errors import CorruptValue, NotFound, StoreError, UnusableRoot
+from shmstore.index import Index
+from shmstore.inspection.changes import Changes
 from shmstore.inspection.dag_snapshot import DagSnapshot
 from shmstore.inspection.snapshot import NoDag, NoStore, Snapshot, Unreadable
 from tests.fault.killing import call, kill_at
@@ -177,6 +179,39 @@ def test_beside_busy_writers_a_look_is_a_state_that_was(
     assert looks > 20
     assert pairs > 100
     assert len(logs) > 1, "no log was replaced: this shows little"
+
+
+def test_what_is_asked_of_no_value_reads_no_index(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, totals, sizes and changes of DAGs cost the same however many values they have."""
+    store = shmstore.Store(root)
+    store.put("d", "a", 1)
+    copied = []
+
+    def entries(self: Index) -> None:
+        copied.append(self)
+
+    monkeypatch.setattr(Index, "entries", entries)
+    looked = Snapshot(root, "default")
+    changes = Changes(looked)
+    store.put("d", "b", 2)
+    assert [change.what for change in changes.look()] == ["put"]
+    (dag,) = looked.dags()
+    assert isinstance(dag, DagSnapshot)
+    assert (dag.dag_id, dag.totals.live, dag.index_fault) == ("d", 2, None)
+    assert len([*dag.history()]) == 2
+    assert copied == []
+
+
+def test_a_dag_that_is_cleared_while_it_is_looked_at_is_seen_as_it_was(root: str) -> None:
+    """Its values are those of when it was opened, though its files are gone."""
+    store = shmstore.Store(root)
+    store.put_many("d", {f"k{number}": number for number in range(100)})
+    dag = _dag(root)
+    store.clear("d")
+    assert len([*dag.entries()]) == 100
+    assert dag.damaged == []
 
 
 def test_an_index_that_is_gone_or_damaged_is_done_without(root: str, tmp_path: Path) -> None:

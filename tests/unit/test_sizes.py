@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shmstore.sizes import parse_size, show_size
+from shmstore.sizes import parse_size
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,3 @@ def test_other_types_are_refused(given: object) -> None:
     """By their type's name."""
     with pytest.raises(TypeError, match=f"or a size such as '8GiB', not {type(given).__name__}"):
         parse_size(given, "capacity")
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "shown"),
-    [
-        (0, "0 bytes"),
-        (1023, "1,023 bytes"),
-        (1536, "1.5 KiB"),
-        (8 << 30, "8 GiB"),
-        (1 << 62, "4.1e+03 PiB"),
-    ],
-)
-def test_a_size_is_shown(nbytes: int, shown: str) -> None:
-    """With three digits."""
-    assert show_size(nbytes) == shown
